@@ -1,0 +1,93 @@
+"""Every key of every config, with unit and source; the other configs are small changes of this.
+
+The network at the paper's scale on any prepared folder.
+
+Command: python -m opensep_jax.train --config configs/base.py --workdir runs/base \
+             --config.data.folder=PREPARED
+Expected: not yet measured.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The whole config; a key that is not here does not exist."""
+    c = ConfigDict()
+    c.task = "separator"  # what is learned: separator
+    c.seed = 0  # of parameters, data order and augmentation
+
+    c.sample_rate_hz = 16000  # of records and network # BiModal repo
+    c.stft = ConfigDict()
+    c.stft.n_fft_samples = 1022  # 512 bins # BiModal repo
+    c.stft.hop_samples = 256  # BiModal repo
+
+    c.model = ConfigDict()
+    c.model.size = "base"  # a name in models/unet.py: base, tiny, debug
+    c.model.dtype = "bfloat16"  # compute type; parameters are float32 # ours
+    c.model.remat = False  # recompute activations: less memory, about 1.3x compute # ours
+
+    c.data = ConfigDict()
+    c.data.folder = ""  # made by `prepare`
+    c.data.train_split = "train"
+    c.data.val_split = "val"
+    c.data.crop_s = 8.192  # seconds of a training mixture # BiModal repo
+    c.data.wordings = ConfigDict()  # probability of each kind of prompt # ours
+    c.data.wordings.caption = 0.35
+    c.data.wordings.label = 0.2
+    c.data.wordings.paraphrase = 0.3
+    c.data.wordings.description = 0.15
+    c.data.balance_labels = True  # draw a class, then a clip; False: clips uniformly # ours
+    c.data.max_names = 1  # named sources of one clip that are queried # ours
+    c.data.text_tokens = 512  # tokens of a prompt at most # paper (RoBERTa's context)
+    c.data.workers = 0  # reader processes (0: threads only)
+    c.data.threads = 4  # reader threads of each process
+
+    c.mix = ConfigDict()
+    c.mix.counts = ConfigDict()  # probability of mixing n clips # paper: four
+    for n in "23456":
+        c.mix.counts[n] = 1.0 if n == "4" else 0.0
+    c.mix.pairs = "complementary"  # two-clip targets: none, complementary, all # paper
+    c.mix.targets = 0  # targets of a mixture in one step, seeded; 0: all # paper
+    c.mix.level_db = 5.0  # +- around equal RMS # ours
+    c.mix.speed = 0.0  # playback speed, factor 1 +- this # ours
+    c.mix.eq_db = 0.0  # random frequency response, standard deviation in dB # ours
+
+    c.loss = ConfigDict()  # weight of each loss of training/losses.py
+    c.loss.negative_snr = 1.0  # ours: learned faster than the next in the project's study
+    c.loss.magnitude_l1 = 0.0  # BiModal repo
+
+    c.optim = ConfigDict()
+    c.optim.learning_rate = 1e-3  # peak # ours
+    c.optim.warmup_steps = 1000  # ours
+    c.optim.final_fraction = 0.02  # of the peak, where the cosine ends # ours
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.98  # ours
+    c.optim.weight_decay = 0.01  # on kernels and matrices # ours
+    c.optim.clip_norm = 1.0  # global norm of gradients # ours
+    c.optim.ema_decay = 0.9995  # moving average that is evaluated and shipped # ours
+
+    c.train = ConfigDict()
+    c.train.steps = 200_000  # ours
+    c.train.batch = 64  # mixtures of a step over all devices # ours
+    c.train.accumulation = 1  # parts whose gradients are averaged # ours
+    c.train.log_every_steps = 50
+    c.train.save_every_steps = 1000
+    c.train.keep_checkpoints = 3  # newest ones; the best by validation is kept besides
+    c.train.init_from = ""  # checkpoint whose parameters a new run starts from; empty: random
+
+    c.mesh = ConfigDict()  # devices on each axis; -1: what is left
+    c.mesh.data = -1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+    c.mesh.fsdp_min_size = 2**18  # elements below which a parameter is not split # ours
+
+    c.eval = ConfigDict()  # fixed validation mixtures inside the run # ours
+    c.eval.every_steps = 1000
+    c.eval.sources = (2, 3)  # sources of a mixture
+    c.eval.mixtures = 64  # of each number of sources
+    c.eval.seconds = 5.0
+    c.eval.level_db = 2.5  # +- around equal RMS
+    c.eval.wording = "caption"  # kind of prompt: caption, label, paraphrase, description
+    c.eval.batch = 8  # mixtures at a time
+    c.eval.seed = 1234
+    return c.lock()

@@ -1,0 +1,1 @@
+"""What lies on disk: training checkpoints and published weights, found by name."""

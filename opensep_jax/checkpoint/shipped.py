@@ -1,0 +1,179 @@
+"""Separators as folders that ship: float16 weights and a config; and loading of any checkpoint.
+
+FOLDER/model.safetensors   flattened parameters, names joined by "/"
+FOLDER/config.json         what `export` was given, and `weights_sha256`
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import resources
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from opensep_jax.models import convert
+
+SCHEMA_VERSION = 1
+SHIPPED = {"demo": "assets/demo"}  # folders inside the package by name
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+# What a separator cannot be built without.
+_REQUIRED = {
+    "model": ("size", "dtype"),
+    "stft": ("n_fft_samples", "hop_samples"),
+    "sample_rate_hz": (),
+    "text_encoder": ("name", "id", "width", "max_tokens"),
+    "window_s": (),
+}
+
+
+def export(folder: str | os.PathLike, params: Mapping, config: Mapping) -> None:
+    """Writes a separator for shipping; the folder appears, or is replaced, as a whole.
+
+    Args:
+        folder: where; an earlier export there is replaced, anything else is refused.
+        params: nested dict of arrays, any float type; rounded to float16.
+        config: JSON types; at least `schema`, `task`, `model`, `stft`, `sample_rate_hz`,
+            `text_encoder`, `window_s`.
+
+    Raises:
+        ValueError: the config lacks something, a parameter is beyond float16, or `folder` holds
+            something else.
+    """
+    folder = Path(os.path.abspath(folder))
+    _check_config(config, f"config for {folder}")
+    if folder.exists() and not (folder / _WEIGHTS).is_file():
+        raise ValueError(f"{folder} exists and is no exported checkpoint; it is not replaced")
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    with np.errstate(over="ignore"):  # what overflows is named below
+        tensors = {name: np.asarray(flat[name]).astype(np.float16) for name in sorted(flat)}
+    wrong = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if wrong:
+        raise ValueError(f"not finite in float16: {', '.join(wrong)}")
+    data = safetensors.numpy.save(tensors)
+    config = {**config, "weights_sha256": hashlib.sha256(data).hexdigest()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export-") as scratch:
+        fresh = Path(scratch, "new")
+        fresh.mkdir()
+        (fresh / _WEIGHTS).write_bytes(data)
+        (fresh / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        if folder.exists():
+            for kept in folder.iterdir():  # such as the model card
+                if kept.name not in (_WEIGHTS, _CONFIG):
+                    os.rename(kept, fresh / kept.name)
+            os.rename(folder, Path(scratch, "old"))
+        os.rename(fresh, folder)
+
+
+def load(
+    name_or_path: str | os.PathLike, abstract_params: Callable[[dict], Mapping]
+) -> tuple[dict, dict]:
+    """Loads a separator of any form.
+
+    Args:
+        name_or_path: a name of `SHIPPED`, an exported folder, a training workdir (its newest
+            checkpoint) or its `checkpoints/<step>`. A folder that has the name of a shipped one is
+            meant when written with a path, as in `./demo`.
+        abstract_params: from the config to the parameters' shapes and types, as `jax.eval_shape`
+            gives them.
+
+    Returns:
+        Config (with `steps`) and parameters, a nested dict of numpy arrays like the shapes.
+
+    Raises:
+        ValueError: nothing is known by that name, or it is damaged, or of another kind; missing,
+            unexpected and misshapen tensors are all named at once.
+    """
+    path = _find(name_or_path)
+    if (path / _WEIGHTS).is_file():
+        config, tensors = _read_export(path)
+    else:
+        from opensep_jax.checkpoint import state  # orbax is slow to import
+
+        config, params = state.load_params(path)
+        config = {"steps": config.get("step"), **config}
+        tensors = traverse_util.flatten_dict(dict(params), sep="/")
+    _check_config(config, str(path))
+    table = convert.WeightTable(str(path), (convert.Rule("(.+)", r"\1"),))
+    return config, convert.convert(tensors, table, abstract_params(config))
+
+
+def params_id(params: Mapping) -> str:
+    """Content hash of parameters, 16 hex digits: the same weights have the same id everywhere."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    digest = hashlib.sha256()
+    for name in sorted(flat):
+        value = np.asarray(jax.device_get(flat[name]), np.float32)
+        digest.update(f"{name}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()[:16]
+
+
+def _find(name_or_path: str | os.PathLike) -> Path:
+    """Folder of a checkpoint, exported or of a training run."""
+    name = os.fspath(name_or_path)
+    known = f"known names: {', '.join(SHIPPED)}"
+    if name in SHIPPED:
+        path = Path(str(resources.files("opensep_jax").joinpath(SHIPPED[name])))
+        if not (path / _WEIGHTS).is_file():
+            raise ValueError(f"checkpoint {name!r} is not part of this installation ({path})")
+        return path
+    path = Path(name).expanduser()
+    if not name or not path.is_dir():
+        raise ValueError(f"unknown checkpoint {name!r}: no such folder; {known}")
+    if (path / _WEIGHTS).is_file() or (path / "checkpoints").is_dir():
+        return path
+    if "checkpoints" in (path.resolve().name, path.resolve().parent.name):
+        return path
+    raise ValueError(
+        f"unknown checkpoint {name!r}: the folder has neither {_WEIGHTS} (exported) nor "
+        f"checkpoints/ (training); {known}"
+    )
+
+
+def _read_export(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """Config and flat tensors; both files must be whole and belong together."""
+    try:
+        config = json.loads((folder / _CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / _CONFIG} cannot be read: {error}") from error
+    data = (folder / _WEIGHTS).read_bytes()
+    try:
+        tensors = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder / _WEIGHTS} is damaged: {error}") from error
+    expected = isinstance(config, dict) and config.get("weights_sha256")
+    if expected and hashlib.sha256(data).hexdigest() != expected:
+        raise ValueError(
+            f"{folder / _WEIGHTS} is damaged or belongs to another {_CONFIG}: "
+            "its SHA-256 is not the one in there"
+        )
+    return config, tensors
+
+
+def _check_config(config: object, where: str) -> None:
+    """Raises for everything that is missing or of another kind."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{where}: the config is no JSON object")
+    if config.get("schema") != SCHEMA_VERSION or config.get("task") != "separator":
+        raise ValueError(
+            f"{where}: schema {config.get('schema')!r} and task {config.get('task')!r}; "
+            f"this version loads schema {SCHEMA_VERSION} and task 'separator'"
+        )
+    missing = []
+    for key, parts in _REQUIRED.items():
+        value = config.get(key)
+        if value is None or (parts and not isinstance(value, Mapping)):
+            missing.append(key)
+        else:
+            missing += [f"{key}.{part}" for part in parts if part not in value]
+    if missing:
+        raise ValueError(f"{where}: the config lacks {', '.join(missing)}")

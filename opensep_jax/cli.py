@@ -1,0 +1,45 @@
+"""What the doors share: logging, exit codes, errors as messages."""
+
+import argparse
+import logging
+from collections.abc import Callable, Sequence
+
+logger = logging.getLogger("opensep_jax")
+
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_CANNOT_RUN = 0, 1, 2
+
+
+class DoorError(Exception):
+    """The run cannot start or go on; the message says what is wrong and where."""
+
+
+def run(
+    main: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    expected: tuple[type[Exception], ...] = (),
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parses flags and runs a door.
+
+    Args:
+        main: takes the parsed flags (with a `debug` flag) and returns an exit code.
+        parser: the flags.
+        expected: exceptions of bad input, reported without a traceback, besides `DoorError` and
+            `OSError`.
+        argv: arguments; those of the process by default.
+
+    Returns:
+        Exit code: 0 all done, 1 some inputs failed, 2 the run could not start or go on.
+    """
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", force=True)
+    for noisy in ("absl", "jax", "orbax", "httpx", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        return main(args)
+    except (DoorError, OSError, *expected) as error:
+        logger.error("%s", error, exc_info=args.debug)
+        return EXIT_CANNOT_RUN
+    except KeyboardInterrupt:
+        logger.error("interrupted; what is finished is kept, run again to go on")
+        return EXIT_CANNOT_RUN

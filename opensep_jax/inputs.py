@@ -1,0 +1,100 @@
+"""What `infer` is given, as single files with their queries: paths, globs and .jsonl lists."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from opensep_jax.signal.files import list_audio_files
+
+NO_QUERIES = (
+    "no queries, and this version does not discover sources by itself: name each source with "
+    '--query TEXT (repeatable), or give "queries" in a .jsonl list'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One input.
+
+    Attributes:
+        path: as the user gave it.
+        relative: where its results go below the output folder; None if there is a problem.
+        queries: texts of its sources.
+        problem: why it cannot be separated.
+    """
+
+    path: Path
+    relative: str | None
+    queries: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def plan_jobs(inputs: list[str], queries: tuple[str, ...], out: Path) -> list[Job]:
+    """Inputs as single files, in an order and with names that do not depend on the shard.
+
+    Args:
+        inputs: what the user gave.
+        queries: for files whose list gives none.
+        out: folder that is never searched for inputs.
+
+    Returns:
+        A job per file and distinct queries; unreadable inputs and lines are jobs with a problem.
+    """
+    paths: list[str] = []
+    listed: dict[str, list[tuple[str, ...]]] = {}  # queries of a list's rows, by absolute path
+    broken: list[Job] = []
+    for given in inputs:
+        if not (given.lower().endswith(".jsonl") and Path(given).is_file()):
+            paths.append(given)
+            continue
+        for number, text in enumerate(Path(given).read_bytes().splitlines(), 1):
+            if not text.strip():
+                continue
+            try:
+                path, own = _read_row(text, Path(given).parent)
+            except ValueError as error:
+                broken.append(Job(Path(f"{given}:{number}"), None, problem=str(error)))
+                continue
+            paths.append(path)
+            for file in list_audio_files([path], out):
+                rows = listed.setdefault(os.path.abspath(file.path), [])
+                if (own or queries) not in rows:
+                    rows.append(own or queries)
+    jobs = []
+    for file in list_audio_files(paths, out):
+        for number, own in enumerate(listed.get(os.path.abspath(file.path), [queries]), 1):
+            relative = f"{file.relative}-{number}" if number > 1 else str(file.relative)
+            problem = file.problem or (None if own else NO_QUERIES)
+            jobs.append(Job(file.path, None if problem else relative, own, problem))
+    return _apart([*jobs, *broken])
+
+
+def _read_row(text: bytes, folder: Path) -> tuple[str, tuple[str, ...]]:
+    """Path and queries of a line of a list."""
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("input"), str) or not row["input"]:
+        raise ValueError('not an object with "input": a path')
+    queries = row.get("queries") or []
+    if not isinstance(queries, list) or not all(isinstance(q, str) and q.strip() for q in queries):
+        raise ValueError('"queries" is not a list of texts, none of them empty')
+    path = row["input"]
+    if not os.path.isabs(path) and not os.path.lexists(path) and os.path.lexists(folder / path):
+        path = str(folder / path)
+    return path, tuple(queries)
+
+
+def _apart(jobs: list[Job]) -> list[Job]:
+    """Refuses jobs whose results would share a folder (numbered ones may meet another's name)."""
+    count = Counter(job.relative.casefold() for job in jobs if job.relative)
+    problem = "another input has the same name for its results"
+    return [
+        dataclasses.replace(job, relative=None, problem=problem)
+        if job.relative and count[job.relative.casefold()] > 1
+        else job
+        for job in jobs
+    ]

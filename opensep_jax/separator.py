@@ -1,0 +1,158 @@
+"""The one signal path of training, evaluation and inference: mixture + text -> masks -> stems."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from opensep_jax.models.unet import SIZES, UNet
+from opensep_jax.signal.stft import Stft, istft, stft
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparatorNet:
+    """A network and the spectrogram that it looks at; static under jit.
+
+    Attributes:
+        model: the U-Net; it returns mask logits.
+        stft: analysis and synthesis settings.
+        sample_rate_hz: rate of the waveforms that it was trained on.
+    """
+
+    model: UNet
+    stft: Stft
+    sample_rate_hz: int
+
+
+def build_separator(
+    *, size: str, dtype: str, remat: bool, n_fft_samples: int, hop_samples: int, sample_rate_hz: int
+) -> SeparatorNet:
+    """Network by the name of its size (`models.unet.SIZES`) and its spectrogram."""
+    if size not in SIZES:
+        raise ValueError(f"model.size={size!r} is not known; known are {', '.join(SIZES)}")
+    model = UNet(**SIZES[size], remat=remat, dtype=jnp.dtype(dtype))
+    return SeparatorNet(model, Stft(n_fft_samples, hop_samples), sample_rate_hz)
+
+
+def network_level(power_BFN: jax.Array) -> jax.Array:
+    """Log power of a mixture relative to its mean: what the network sees.
+
+    Dividing by the mean makes separation invariant to gain; the floor of -56 dB (of the mean)
+    keeps digital silence finite. Source: ours, constants of the project's study.
+
+    Args:
+        power_BFN: squared magnitude, float32 >= 0.
+
+    Returns:
+        float32 [B, F, N], roughly within [-2, 4].
+    """
+    mean_B = jnp.mean(power_BFN, axis=(-2, -1), keepdims=True)
+    return 1.5 + 0.25 * jnp.log(power_BFN / jnp.maximum(mean_B, 1e-12) + 2.5e-6)
+
+
+def predict_masks(
+    net: SeparatorNet,
+    params: dict,
+    power_BFN: jax.Array,
+    text_BPLC: jax.Array,
+    text_mask_BPL: jax.Array,
+) -> jax.Array:
+    """Masks in [0, 1], float32 [B, P, F, N], of P prompts over mixtures given by their power."""
+    logits_BPFN, _ = net.model.apply(
+        {"params": params}, network_level(power_BFN), text_BPLC, text_mask_BPL
+    )
+    return jax.nn.sigmoid(logits_BPFN)
+
+
+def limit_masks(mask_BPFN: jax.Array, real_BP: jax.Array) -> jax.Array:
+    """Scales masks down where together they exceed the mixture; what they leave is the residual.
+
+    Args:
+        mask_BPFN: masks >= 0 of all sources that were asked for.
+        real_BP: bool, False for prompts that only pad the batch (they come back as zero).
+
+    Returns:
+        float32 [B, P, F, N] whose sum over P is at most one.
+    """
+    mask_BPFN = mask_BPFN * real_BP[..., None, None]
+    return mask_BPFN / jnp.maximum(mask_BPFN.sum(1, keepdims=True), 1.0)
+
+
+def normalise_masks(mask_BPFN: jax.Array, real_BP: jax.Array) -> jax.Array:
+    """Divides masks by their sum: right only when the prompts name every source (no residual)."""
+    mask_BPFN = mask_BPFN * real_BP[..., None, None]
+    return mask_BPFN / jnp.maximum(mask_BPFN.sum(1, keepdims=True), 1e-8)
+
+
+MASK_RULES = {"limit": limit_masks, "normalise": normalise_masks}
+
+
+def separate(
+    net: SeparatorNet,
+    params: dict,
+    wave_BCT: jax.Array,
+    text_BPLC: jax.Array,
+    text_mask_BPL: jax.Array,
+    real_BP: jax.Array,
+    mask_rule: str = "limit",
+) -> jax.Array:
+    """Stems of every prompt; the channels of a mixture share one mask.
+
+    Args:
+        net: network and spectrogram (static).
+        params: its parameters.
+        wave_BCT: mixtures, float32, any gain, at `net.sample_rate_hz`.
+        text_BPLC: token states of the prompts.
+        text_mask_BPL: bool, True where a token is real.
+        real_BP: bool, False for prompts that only pad the batch; their stems are zero.
+        mask_rule: how masks of several prompts are reconciled, a name in `MASK_RULES`, or `none`.
+
+    Returns:
+        float32 [B, P, C, T]; mixture phase, so a stem is a filtered mixture.
+    """
+    spectrum_BCFN, energy_BFN = analyse(net, wave_BCT)
+    power_BFN = energy_BFN / wave_BCT.shape[1]
+    mask_BPFN = masks_of(net, params, power_BFN, text_BPLC, text_mask_BPL, real_BP, mask_rule)
+    return synthesise(net, spectrum_BCFN, mask_BPFN, wave_BCT.shape[-1])
+
+
+def analyse(net: SeparatorNet, wave_BCT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First third of `separate`: the spectra, and what the mask is drawn from.
+
+    Returns:
+        complex64 [B, C, F, N], and their squared magnitude summed over the channels, float32
+        [B, F, N]: silent channels change nothing, and parts of a mixture's channels add up.
+    """
+    spectrum_BCFN = stft(wave_BCT, net.stft)
+    return spectrum_BCFN, jnp.sum(jnp.abs(spectrum_BCFN) ** 2, axis=1)
+
+
+def masks_of(
+    net: SeparatorNet,
+    params: dict,
+    power_BFN: jax.Array,
+    text_BPLC: jax.Array,
+    text_mask_BPL: jax.Array,
+    real_BP: jax.Array,
+    mask_rule: str = "limit",
+) -> jax.Array:
+    """Second third of `separate`: reconciled masks, float32 [B, P, F, N], from the mean power."""
+    mask_BPFN = predict_masks(net, params, power_BFN, text_BPLC, text_mask_BPL)
+    if mask_rule == "none":
+        return mask_BPFN * real_BP[..., None, None]
+    return MASK_RULES[mask_rule](mask_BPFN, real_BP)
+
+
+def synthesise(
+    net: SeparatorNet, spectrum_BCFN: jax.Array, mask_BPFN: jax.Array, samples: int
+) -> jax.Array:
+    """Last third of `separate`: masked spectra as waveforms, float32 [B, P, C, T]."""
+    return istft(mask_BPFN[:, :, None] * spectrum_BCFN[:, None], net.stft, samples)
+
+
+def abstract_params(net: SeparatorNet, text_width: int) -> dict:
+    """Shapes of the parameters of `net` for token states of `text_width` channels."""
+    shapes = (1, net.stft.bins, 1), (1, 1, 1, text_width), (1, 1, 1)
+    dtypes = jnp.float32, jnp.float32, bool
+    inputs = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, dtypes, strict=True)]
+    return jax.eval_shape(net.model.init, jax.random.key(0), *inputs)["params"]

@@ -1,0 +1,80 @@
+"""Mesh, size rule and batch sharding; no network knows of them."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
+    """Mesh over all devices; one axis may be -1, which takes the devices that are left.
+
+    Axes are `AxisType.Auto`: with explicit axes a Linen convolution with sharded kernels raises.
+
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices.
+    """
+    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(
+            f"mesh sizes must be positive, one at most -1; got {dict(zip(AXES, sizes, strict=True))}"
+        )
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = devices // int(np.prod([size for size in sizes if size != -1]))
+    if int(np.prod(sizes)) != devices:
+        raise ValueError(
+            f"mesh {dict(zip(AXES, (data, fsdp, tensor), strict=True))} does not fit {devices} devices"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over the data and fsdp axes."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def param_sharding(tree: object, mesh: Mesh, min_size: int) -> object:
+    """FSDP by size: the largest dimension that the fsdp axis divides, of arrays large enough.
+
+    Args:
+        tree: arrays or shapes (`jax.eval_shape`), such as parameters or optimiser state.
+        mesh: the mesh.
+        min_size: elements below which an array is replicated.
+
+    Returns:
+        NamedSharding for each leaf. Source: big_vision's `sharding.py:fsdp`.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def one(leaf: jax.Array) -> NamedSharding:
+        if parts > 1 and leaf.size >= min_size:
+            for axis in np.argsort(leaf.shape)[::-1]:
+                if leaf.shape[axis] % parts == 0:
+                    spec = [None] * leaf.ndim
+                    spec[axis] = "fsdp"
+                    return NamedSharding(mesh, PartitionSpec(*spec))
+        return replicated(mesh)
+
+    return jax.tree.map(one, tree)
+
+
+def check_batch(mesh: Mesh, global_batch: int) -> None:
+    """Raises if the devices of the batch axes do not divide the batch."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if global_batch % devices:
+        raise ValueError(
+            f"train.batch={global_batch} is not divisible by the {devices} devices of the mesh's "
+            f"data and fsdp axes ({mesh.shape['data']} x {mesh.shape['fsdp']})"
+        )
+
+
+def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays out of this process's rows of every array."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

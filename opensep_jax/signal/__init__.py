@@ -1,0 +1,10 @@
+"""Sound as arrays: files, spectrograms, long signals and measures.
+
+Modules:
+    audio: read audio files of any kind; resample.
+    write: quantize samples and write audio files.
+    files: list the audio files that the inputs of a command stand for.
+    stft: short-time Fourier transform and its inverse.
+    streaming: overlap-add, for signals longer than a model's window.
+    metrics: SI-SDR, SNR and their improvements, in dB.
+"""

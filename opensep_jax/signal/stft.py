@@ -1,0 +1,117 @@
+"""Short-time Fourier transform and its inverse, inside jit, equal to librosa's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Stft:
+    """Analysis and synthesis settings; frames are centred and the signal is zero-padded.
+
+    Attributes:
+        n_fft_samples: window and transform length, even.
+        hop_samples: distance of frames; at most half of `n_fft_samples`.
+    """
+
+    n_fft_samples: int
+    hop_samples: int
+
+    def __post_init__(self):
+        if self.n_fft_samples % 2 or not 0 < self.hop_samples <= self.n_fft_samples // 2:
+            raise ValueError(
+                f"stft.n_fft_samples must be even and stft.hop_samples at most its half, got "
+                f"{self.n_fft_samples} and {self.hop_samples}"
+            )
+
+    @property
+    def bins(self) -> int:
+        """Number of frequency bins F."""
+        return self.n_fft_samples // 2 + 1
+
+    def frames(self, samples: int) -> int:
+        """Number of frames N of a signal of `samples` samples."""
+        return samples // self.hop_samples + 1
+
+    @property
+    def window(self) -> np.ndarray:
+        """Periodic Hann window, float32 [n_fft_samples]."""
+        n = np.arange(self.n_fft_samples)
+        return (0.5 - 0.5 * np.cos(2 * np.pi * n / self.n_fft_samples)).astype(np.float32)
+
+
+def stft(wave_T: jax.Array, spec: Stft) -> jax.Array:
+    """Complex spectrogram, as `librosa.stft(center=True, pad_mode="constant")`.
+
+    Args:
+        wave_T: float32 [..., T], any range.
+        spec: window and hop.
+
+    Returns:
+        complex64 [..., F, N], N = T // hop + 1. Source: librosa 0.11.
+    """
+    half, hop, size = spec.n_fft_samples // 2, spec.hop_samples, spec.n_fft_samples
+    n_frames = spec.frames(wave_T.shape[-1])
+    padded_T = jnp.pad(wave_T, [(0, 0)] * (wave_T.ndim - 1) + [(half, half)])
+    index_NW = np.arange(n_frames)[:, None] * hop + np.arange(size)[None, :]
+    frames_NW = padded_T[..., index_NW]
+    frames_NW = frames_NW * _like(spec.window, frames_NW)
+    return jnp.swapaxes(jnp.fft.rfft(frames_NW, axis=-1), -1, -2)
+
+
+def istft(spectrum_FN: jax.Array, spec: Stft, samples: int) -> jax.Array:
+    """Waveform of `samples` samples, as `librosa.istft(center=True, length=samples)`.
+
+    Args:
+        spectrum_FN: complex64 [..., F, N].
+        spec: window and hop of the analysis.
+        samples: length of the result; frames must cover it (`spec.frames(samples) <= N`).
+
+    Returns:
+        float32 [..., T]; the exact input of `stft` when the spectrum was not changed.
+    """
+    hop, size = spec.hop_samples, spec.n_fft_samples
+    n_frames = spec.frames(samples)
+    spectrum_FN = spectrum_FN[..., :n_frames]
+    frames_NW = jnp.fft.irfft(jnp.swapaxes(spectrum_FN, -1, -2), n=size, axis=-1)
+    wave_T = _overlap_add(frames_NW * _like(spec.window, frames_NW), hop)
+    wave_T = wave_T / _like(np.maximum(_window_power(spec, n_frames), 1e-8), wave_T)
+    wave_T = wave_T[..., size // 2 : size // 2 + samples]
+    missing = samples - wave_T.shape[-1]
+    return jnp.pad(wave_T, [(0, 0)] * (wave_T.ndim - 1) + [(0, max(missing, 0))])
+
+
+def magnitude(spectrum: jax.Array) -> jax.Array:
+    """Absolute value with a finite gradient at zero, float32."""
+    power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
+    return jnp.sqrt(jnp.maximum(power, 1e-20))
+
+
+def _like(values_T: np.ndarray, array: jax.Array) -> np.ndarray:
+    """Leading axes for values along the last axis of an array."""
+    return values_T.reshape((1,) * (array.ndim - 1) + values_T.shape)
+
+
+def _overlap_add(frames_NW: jax.Array, hop: int) -> jax.Array:
+    """Sum of frames at multiples of `hop`: reshaped adds, no scatter (fast on TPU and CPU)."""
+    *lead, n_frames, size = frames_NW.shape
+    parts = -(-size // hop)
+    pad_width = [(0, 0)] * len(lead) + [(0, 0), (0, parts * hop - size)]
+    blocks = jnp.pad(frames_NW, pad_width).reshape(*lead, n_frames, parts, hop)
+    total = jnp.zeros((*lead, n_frames + parts - 1, hop), frames_NW.dtype)
+    for part in range(parts):
+        total = total.at[..., part : part + n_frames, :].add(blocks[..., part, :])
+    return total.reshape(*lead, (n_frames + parts - 1) * hop)
+
+
+def _window_power(spec: Stft, n_frames: int) -> np.ndarray:
+    """Sum of squared windows where `_overlap_add` puts them, float32."""
+    hop, size = spec.hop_samples, spec.n_fft_samples
+    parts = -(-size // hop)
+    total = np.zeros((n_frames + parts - 1) * hop)
+    squared = spec.window.astype(np.float64) ** 2
+    for n in range(n_frames):
+        total[n * hop : n * hop + size] += squared
+    return total.astype(np.float32)

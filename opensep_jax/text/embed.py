@@ -1,0 +1,198 @@
+"""Prompts to token states: what the separator is conditioned on.
+
+A prompt's states are a function of the prompt alone: it is padded to a length that depends on its
+own number of tokens, in a batch of constant size, so neither order nor company changes a bit.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opensep_jax.checkpoint import weights
+from opensep_jax.models import convert
+from opensep_jax.models.roberta import Roberta, RobertaConfig
+
+if TYPE_CHECKING:
+    import tokenizers
+
+logger = logging.getLogger(__name__)
+
+BATCH = 16  # prompts per call of the network
+BUCKETS = (16, 32, 64, 128, 256, 512)  # padded lengths, tokens
+# Where a property ends; a full stop counts at a word's end only, so that "2.5 kHz" stays whole.
+_BOUNDARY = re.compile(r", |;|\.(?=\s|$)")
+
+
+class TextEncoder:
+    """A pretrained text network with its tokenizer.
+
+    Attributes:
+        id: Family, size and content hash of the weights, such as `bert-6x384-53aa51172d142c89`; the
+            same weights have the same id wherever they lie.
+        width: Channels C of a token state.
+        max_tokens: Longest sequence, special tokens included.
+        truncated: Number of prompts that `encode` has cut so far.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        network: Roberta,
+        params: dict,
+        tokenizer: "tokenizers.Tokenizer",
+        max_tokens: int,
+    ) -> None:
+        """Takes what `load_text_encoder` has read.
+
+        Args:
+            id: See the class.
+            network: The network.
+            params: Its parameters, float32.
+            tokenizer: A tokenizer that neither pads nor truncates.
+            max_tokens: Longest sequence wanted; lowered to what the network can take.
+        """
+        self.id = id
+        self.width = network.config.width
+        self.max_tokens = min(max_tokens, network.config.max_tokens)
+        self.truncated = 0
+        self._tokenizer = tokenizer
+        self._pad_id = network.config.pad_id
+        self._buckets = (*(b for b in BUCKETS if b < self.max_tokens), self.max_tokens)
+        self._params = jax.device_put(params)
+
+        def apply(params: dict, ids_BL: jax.Array, mask_BL: jax.Array) -> jax.Array:
+            return network.apply({"params": params}, ids_BL, mask_BL).astype(jnp.bfloat16)
+
+        self._apply = jax.jit(apply)
+
+    def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        """Computes the token states of each prompt.
+
+        Args:
+            prompts: Texts of any length. One of more than `max_tokens` is cut behind its last
+                property (", ", ";" or full stop) that fits, or at the last token where it has none;
+                it is counted in `truncated` and a warning is logged.
+
+        Returns:
+            One bfloat16 array [L, C] per prompt, in order and unpadded; its rows are the tokens,
+            special ones (first and last) included.
+        """
+        if isinstance(prompts, str):
+            raise ValueError("encode takes a list of prompts, not one string")
+        ids = self._tokenize(prompts)
+        groups: dict[int, list[int]] = {}
+        for i, tokens in enumerate(ids):
+            groups.setdefault(next(b for b in self._buckets if b >= len(tokens)), []).append(i)
+        states: list[np.ndarray | None] = [None] * len(ids)
+        for bucket, members in sorted(groups.items()):
+            for start in range(0, len(members), BATCH):
+                rows = members[start : start + BATCH]
+                out_BLC = self._run([ids[i] for i in rows], bucket)
+                for i, out_LC in zip(rows, out_BLC, strict=False):
+                    states[i] = out_LC[: len(ids[i])].copy()
+        return states
+
+    def _run(self, rows: list[list[int]], bucket: int) -> np.ndarray:
+        """States [BATCH, bucket, C] of up to BATCH sequences; the other rows are meaningless."""
+        ids_BL = np.full((BATCH, bucket), self._pad_id, np.int32)
+        mask_BL = np.zeros((BATCH, bucket), bool)
+        for row, tokens in enumerate(rows):
+            ids_BL[row, : len(tokens)] = tokens
+            mask_BL[row, : len(tokens)] = True
+        return np.asarray(self._apply(self._params, ids_BL, mask_BL))
+
+    def _tokenize(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, at most `max_tokens`, special tokens included."""
+        ids = []
+        cut = []
+        for prompt, tokens in zip(
+            prompts, self._tokenizer.encode_batch(list(prompts)), strict=True
+        ):
+            if len(tokens.ids) > self.max_tokens:
+                cut.append(prompt)
+                ids.append(self._cut(prompt))
+            else:
+                ids.append(tokens.ids)
+        if cut:
+            self.truncated += len(cut)
+            logger.warning(
+                "%d of %d prompts exceed %d tokens and were cut; the first: %r...",
+                len(cut),
+                len(ids),
+                self.max_tokens,
+                cut[0][:60],
+            )
+        return ids
+
+    def _cut(self, prompt: str) -> list[int]:
+        """Token ids of the longest allowed beginning that ends with a property, if there is one."""
+        tokens = self._tokenizer.encode(prompt, add_special_tokens=False)
+        specials = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        tokens.truncate(self.max_tokens - specials)
+        last = tokens.offsets[-1][1]  # characters that fit
+        ends = [m.start() for m in _BOUNDARY.finditer(prompt) if m.start() <= last]
+        if ends:
+            # At least one token: a prompt may begin with a boundary.
+            tokens.truncate(max(1, sum(stop <= ends[-1] for _, stop in tokens.offsets)))
+        return self._tokenizer.post_process(tokens).ids
+
+
+def load_text_encoder(name: str, max_tokens: int = 512) -> TextEncoder:
+    """Loads a pretrained text network of the RoBERTa or BERT family.
+
+    Args:
+        name: Weights by name (see `opensep_jax.checkpoint.weights.resolve`): "minilm",
+            "roberta-base", a hub id, or a local folder.
+        max_tokens: Longest sequence, special tokens included; lowered to what the network can take
+            (512 for RoBERTa-base and MiniLM).
+
+    Returns:
+        The encoder, its parameters on the default device.
+
+    Raises:
+        ValueError: The name is unknown, or the folder holds another kind of model.
+        WeightsError: The weights could not be downloaded.
+    """
+    folder = weights.resolve(name)
+    hf_config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = RobertaConfig.from_hf(hf_config)
+    network = Roberta(config)
+    dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    abstract = jax.eval_shape(network.init, jax.random.key(0), dummy, dummy)["params"]
+    params = convert.convert(convert.read_safetensors(folder), convert.ROBERTA_TABLE, abstract)
+    digest = _content_hash(convert.safetensors_files(folder))
+    encoder_id = f"{hf_config['model_type']}-{config.layers}x{config.width}-{digest[:16]}"
+    return TextEncoder(encoder_id, network, params, _load_tokenizer(folder), max_tokens)
+
+
+def _load_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
+    """The fast tokenizer of a published model, without padding and truncation of its own."""
+    import tokenizers  # lazily, like transformers: importing this module stays cheap
+
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    else:
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _content_hash(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' contents in order, hexadecimal."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""What a run reports: TensorBoard events and a JSON-lines copy, written by process 0 only."""
+
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+
+class Board:
+    """Writes scalars, sounds and pictures under a workdir; does nothing unless `active`."""
+
+    def __init__(self, workdir: Path, active: bool = True):
+        """Opens `events.*` and `metrics.jsonl` for appending."""
+        self._events = EventFileWriter(str(workdir)) if active else None
+        self._lines = (workdir / "metrics.jsonl").open("a") if active else None
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Plain numbers by name."""
+        if self._events is None:
+            return
+        self._lines.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self._lines.flush()
+        self._add(step, [Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
+
+    def audio(self, step: int, name: str, wave_T: np.ndarray, sample_rate_hz: int) -> None:
+        """A sound to play."""
+        if self._events is None:
+            return
+        buffer = io.BytesIO()
+        peak = max(1.0, float(np.abs(wave_T).max()))
+        soundfile.write(buffer, wave_T / peak, sample_rate_hz, format="WAV", subtype="PCM_16")
+        sound = Summary.Audio(
+            sample_rate=sample_rate_hz, num_channels=1, length_frames=len(wave_T),
+            encoded_audio_string=buffer.getvalue(), content_type="audio/wav",
+        )  # fmt: skip
+        self._add(step, [Summary.Value(tag=name, audio=sound)])
+
+    def image(self, step: int, name: str, picture: Image.Image) -> None:
+        """A picture."""
+        if self._events is None:
+            return
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        image = Summary.Image(
+            width=picture.width, height=picture.height, encoded_image_string=buffer.getvalue()
+        )
+        self._add(step, [Summary.Value(tag=name, image=image)])
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """Text in the tab of that name."""
+        if self._events is None:
+            return
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        value = Summary.Value(tag=name, metadata=metadata)
+        value.tensor.dtype = 7  # DT_STRING
+        value.tensor.tensor_shape.dim.add(size=1)
+        value.tensor.string_val.append(markdown.encode())
+        self._add(step, [value])
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        if self._events is not None:
+            self._events.close()
+            self._lines.close()
+
+    def _add(self, step: int, values: list[Summary.Value]) -> None:
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._events.add_event(event)
+        self._events.flush()

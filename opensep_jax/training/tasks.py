@@ -1,0 +1,208 @@
+"""What is learned: a task gives the step its initial parameters, batches, loss and validation.
+
+`step.py`, `optim.py` and the loop in `train.py` know no task; the captioner joins here.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opensep_jax.data import mix
+from opensep_jax.data.lists import test_mixtures
+from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
+from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.separator import SeparatorNet, predict_masks
+from opensep_jax.signal.stft import stft
+from opensep_jax.training.losses import LOSSES
+from opensep_jax.training.validation import jitted_scores, mean_and_error, mixture_batches
+
+
+@dataclasses.dataclass(frozen=True)
+class SeparatorTask:
+    """Multi-level mix-and-separate: recover single clips and two-clip mixtures from text.
+
+    Attributes:
+        net: network and spectrogram.
+        train: prepared clips to learn from.
+        val: prepared clips that are never learned from.
+        rule: how an example is drawn.
+        augment: random changes of clips.
+        samples: length of a training mixture.
+        pairs: which two-clip mixtures are targets, see `mix.candidate_targets`.
+        targets: targets of a mixture in one step; 0 takes all.
+        loss_weights: weight of each loss of `training.losses.LOSSES`.
+        text_tokens: longest prompt in training, tokens; longer ones are cut.
+        validation: settings of the fixed validation mixtures: `mixtures` of each number of
+            `sources`, `seconds`, `level_db`, `wording`, `batch`, `seed`.
+    """
+
+    net: SeparatorNet
+    train: PreparedDataset
+    val: PreparedDataset
+    rule: MixtureRule
+    augment: mix.Augment
+    samples: int
+    pairs: str
+    targets: int
+    loss_weights: Mapping[str, float]
+    text_tokens: int
+    validation: Mapping[str, object]
+
+    def __post_init__(self):
+        for dataset in (self.train, self.val):
+            if dataset.sample_rate_hz != self.net.sample_rate_hz:
+                raise RecordError(
+                    f"{dataset.folder}: records at {dataset.sample_rate_hz} Hz, but "
+                    f"sample_rate_hz={self.net.sample_rate_hz} in the config"
+                )
+
+    @property
+    def members_QS(self) -> np.ndarray:
+        """Candidate targets, bool [Q, S]."""
+        return mix.candidate_targets(self.rule.slots, self.pairs)
+
+    def init(self, key: jax.Array) -> dict:
+        """Parameters; the shapes of the data do not matter."""
+        frames = self.net.stft.frames(self.samples)
+        level_BFN = jnp.zeros((1, self.net.stft.bins, frames))
+        text_BPLC = jnp.zeros((1, 1, 1, self.train.info["text"]["width"]))
+        return self.net.model.init(key, level_BFN, text_BPLC, jnp.ones((1, 1, 1), bool))["params"]
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """The text table, kept on the devices."""
+        return {"tokens": self.train.text.tokens_MC, "start": self.train.text.start_V}
+
+    def batches(
+        self,
+        *,
+        steps: int,
+        global_batch: int,
+        first_step: int,
+        process: int,
+        processes: int,
+        workers: int,
+        threads: int,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of the batches of steps `first_step` to `steps`."""
+        examples = MixtureExamples(self.train, self.rule, steps * global_batch)
+        return batches(
+            examples, global_batch=global_batch, first_step=first_step, process=process,
+            processes=processes, workers=workers, threads=threads,
+        )  # fmt: skip
+
+    def loss(
+        self, params: dict, batch: dict, constants: dict, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Weighted mean loss over targets, and its parts by level."""
+        targets = make_targets(self, batch, key)
+        text_BPLC, text_mask_BPL = mix.gather_text(
+            constants["tokens"], constants["start"], targets["text_id"], self.text_tokens
+        )
+        mix_BFN = targets["mix"]
+        mask_BPFN = predict_masks(self.net, params, jnp.abs(mix_BFN) ** 2, text_BPLC, text_mask_BPL)
+        weight_BP = targets["possible"].astype(jnp.float32)
+        levels = {"single": ~targets["is_pair"], "pair": targets["is_pair"]}
+        total, metrics = 0.0, {}
+        for name, weight in self.loss_weights.items():
+            if not weight:
+                continue
+            loss_BP = LOSSES[name](targets["target"], mask_BPFN, mix_BFN[:, None])
+            total += weight * _weighted_mean(loss_BP, weight_BP)
+            for level, here_BP in levels.items():
+                metrics[f"loss/{name}/{level}"] = _weighted_mean(loss_BP, weight_BP * here_BP)
+        return total, metrics
+
+    def validate(self, params: dict) -> dict[str, float]:
+        """Mean SI-SDR improvement (dB) on the fixed mixtures, by number of sources and rule."""
+        settings, metrics, main = dict(self.validation), {}, []
+        counts, number, seed = (settings.pop(k) for k in ("sources", "mixtures", "seed"))
+        for sources in counts:
+            mixtures = test_mixtures(self.val, number, sources, seed)
+            scores = [
+                jax.device_get(jitted_scores(self.net)(params, batch))
+                for batch in mixture_batches(self.val, mixtures, **settings)
+            ]
+            for rule in ("none", "limit", "normalise"):
+                values = np.concatenate([score[f"si_sdri_{rule}"] for score in scores])[:number]
+                metrics[f"val/si_sdri_{rule}/{sources}_sources"] = mean_and_error(values)[0]
+            main.append(metrics[f"val/si_sdri_limit/{sources}_sources"])
+        metrics["val/si_sdri"] = float(np.mean(main))
+        return metrics
+
+
+def make_targets(task: SeparatorTask, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
+    """Mixtures and targets of a batch, as spectra.
+
+    Args:
+        task: its rules.
+        batch: `clips` int16 [B, S, T'], `text_id` [B, S, K], `count` [B], `example` [B].
+        key: of the step.
+
+    Returns:
+        `mix` complex [B, F, N], `target` complex [B, P, F, N], `text_id` [B, P, M * K],
+        `possible` and `is_pair` bool [B, P].
+    """
+    members_QS, slots = task.members_QS, task.rule.slots
+    keys_B = mix.example_keys(key, batch["example"])
+    sources_BST = mix.draw_sources(
+        batch["clips"], batch["count"], keys_B, task.augment, task.samples
+    )
+    spectra_BSFN = stft(sources_BST, task.net.stft)
+    if task.augment.eq_db:
+        eq = mix.random_eq(keys_B, slots, task.net.stft.bins, task.augment.eq_db)
+        spectra_BSFN = spectra_BSFN * eq
+    index_BP, possible_BP = mix.choose_targets(members_QS, batch["count"], keys_B, task.targets)
+    members_BPS = jnp.asarray(members_QS, jnp.float32)[index_BP]
+    return {
+        "mix": spectra_BSFN.sum(1),
+        "target": jnp.einsum("bps,bsfn->bpfn", members_BPS, spectra_BSFN),
+        "text_id": mix.target_text_ids(members_QS, index_BP, batch["text_id"]),
+        "possible": possible_BP,
+        "is_pair": members_BPS.sum(-1) > 1,
+    }
+
+
+def build_separator_task(
+    net: SeparatorNet,
+    *,
+    folder: str,
+    train_split: str,
+    val_split: str,
+    crop_s: float,
+    wordings: Mapping[str, float],
+    balance_labels: bool,
+    max_names: int,
+    text_tokens: int,
+    seed: int,
+    mix_settings: Mapping[str, object],
+    loss_weights: Mapping[str, float],
+    validation: Mapping[str, object],
+) -> SeparatorTask:
+    """Reads the records and puts a task together; the arguments are keys of the config."""
+    hop = net.stft.hop_samples
+    samples = round(crop_s * net.sample_rate_hz / hop) * hop - hop  # whole number of frames
+    augment = mix.Augment(
+        level_db=mix_settings["level_db"], speed=mix_settings["speed"], eq_db=mix_settings["eq_db"]
+    )
+    rule = MixtureRule(
+        samples=augment.raw_samples(samples),
+        counts={int(n): p for n, p in mix_settings["counts"].items() if p},
+        wordings=dict(wordings),
+        balance_labels=balance_labels,
+        max_names=max_names,
+        seed=seed,
+    )
+    train, val = (PreparedDataset(Path(folder), split) for split in (train_split, val_split))
+    return SeparatorTask(
+        net=net, train=train, val=val, rule=rule, augment=augment, samples=samples,
+        pairs=mix_settings["pairs"], targets=mix_settings["targets"], loss_weights=loss_weights,
+        text_tokens=min(text_tokens, 8 * -(-train.text.longest // 8)), validation=validation,
+    )  # fmt: skip
+
+
+def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)

@@ -1,0 +1,98 @@
+"""Separation scores on fixed mixtures, used by validation inside a run and by `evaluate`."""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opensep_jax.data.lists import TestMixture, pad_texts, render, text_ids
+from opensep_jax.data.records import PreparedDataset
+from opensep_jax.separator import MASK_RULES, SeparatorNet, predict_masks
+from opensep_jax.signal.metrics import si_sdr_improvement, snr_improvement
+from opensep_jax.signal.stft import istft, stft
+
+RULES = ("none", *MASK_RULES)
+
+
+def score_mixtures(
+    params: dict, batch: dict[str, jax.Array], *, net: SeparatorNet
+) -> dict[str, jax.Array]:
+    """Scores each source of a batch of mixtures under every mask rule.
+
+    Args:
+        params: of the network.
+        batch: `sources` [B, S, T], `text` [B, S, L, C], `text_mask` [B, S, L].
+        net: static.
+
+    Returns:
+        `si_sdri_<rule>` and `snri_<rule>` in dB, float32 [B, S]; `stems` [B, S, T] and `masks`
+        [B, S, F, N] of the rule `limit`. What is not used costs nothing under jit.
+    """
+    sources_BST = batch["sources"]
+    mix_BT = sources_BST.sum(1)
+    spectrum_BFN = stft(mix_BT, net.stft)
+    raw_BPFN = predict_masks(
+        net, params, jnp.abs(spectrum_BFN) ** 2, batch["text"], batch["text_mask"]
+    )
+    real_BP = jnp.ones(raw_BPFN.shape[:2], bool)
+    result = {}
+    for rule in RULES:
+        mask_BPFN = raw_BPFN if rule == "none" else MASK_RULES[rule](raw_BPFN, real_BP)
+        stems_BST = istft(mask_BPFN * spectrum_BFN[:, None], net.stft, mix_BT.shape[-1])
+        mixes_BST = jnp.broadcast_to(mix_BT[:, None], stems_BST.shape)
+        result[f"si_sdri_{rule}"] = si_sdr_improvement(stems_BST, sources_BST, mixes_BST)
+        result[f"snri_{rule}"] = snr_improvement(stems_BST, sources_BST, mixes_BST)
+        if rule == "limit":
+            result |= {"stems": stems_BST, "masks": mask_BPFN}
+    return result
+
+
+@functools.cache
+def jitted_scores(net: SeparatorNet) -> jax.stages.Wrapped:
+    """`score_mixtures` without stems and masks, jitted once per network."""
+
+    def scores(params: dict, batch: dict) -> dict:
+        result = score_mixtures(params, batch, net=net)
+        return {k: v for k, v in result.items() if k not in ("stems", "masks")}
+
+    return jax.jit(scores)
+
+
+def mixture_batches(
+    dataset: PreparedDataset,
+    mixtures: Sequence[TestMixture],
+    *,
+    seconds: float,
+    level_db: float,
+    wording: str,
+    batch: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `batch` mixtures (the last one is filled up with its first item again).
+
+    Yields:
+        Dicts for `score_mixtures`, texts padded to the longest of the list.
+    """
+    samples = round(seconds * dataset.sample_rate_hz)
+    ids = [text_ids(dataset, mixture, wording) for mixture in mixtures]
+    longest = max(len(dataset.text.states(i)) for row in ids for i in row)
+    length = 16 * -(-longest // 16)
+    for first in range(0, len(mixtures), batch):
+        rows = list(range(first, min(first + batch, len(mixtures))))
+        rows += [first] * (batch - len(rows))
+        texts = [pad_texts([dataset.text.states(i) for i in ids[row]], length) for row in rows]
+        yield {
+            "sources": np.stack(
+                [render(dataset, mixtures[row], samples, level_db) for row in rows]
+            ),
+            "text": np.stack([states for states, _ in texts]),
+            "text_mask": np.stack([mask for _, mask in texts]),
+        }
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    """Mean over mixtures and its standard error, of per-mixture means of [M, S] values."""
+    per_mixture = np.asarray(values, np.float64).mean(-1)
+    error = per_mixture.std(ddof=1) / np.sqrt(len(per_mixture)) if len(per_mixture) > 1 else 0.0
+    return float(per_mixture.mean()), float(error)

@@ -1,0 +1,60 @@
+"""Fixtures, and the devices that all tests see: eight on one CPU."""
+
+import os
+
+# Before jax is imported by anything.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+)
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny_dataset import SAMPLE_RATE_HZ, prepare_folder, write_tiny_sounds
+from tests.tiny_text_encoder import write_tiny_bert
+
+
+def pytest_configure() -> None:
+    """Stops where jax did not get its eight devices: something imported it too early."""
+    if jax.device_count() != 8:
+        raise pytest.UsageError(f"tests need 8 CPU devices, jax has {jax.devices()}")
+
+
+@pytest.fixture
+def sine_T() -> np.ndarray:
+    """A second of 440 Hz at 16 kHz, float32 [T], peak 0.5."""
+    time_s = np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ
+    return (0.5 * np.sin(2 * np.pi * 440 * time_s)).astype(np.float32)
+
+
+@pytest.fixture
+def noise_T() -> np.ndarray:
+    """A second of white noise at 16 kHz, float32 [T], RMS 0.1."""
+    return (0.1 * np.random.default_rng(0).standard_normal(SAMPLE_RATE_HZ)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tiny_sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 8 labels x 4 short clips with `manifest.csv` and `families.json`; read only."""
+    return write_tiny_sounds(tmp_path_factory.mktemp("tiny_sounds"))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a text encoder of random weights, 16 channels; read only."""
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny_encoder"))
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(
+    tiny_sounds: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`tiny_sounds` prepared: 24 clips in split `train`, 8 in `val`; read only."""
+    out = tmp_path_factory.mktemp("tiny_dataset")
+    assert prepare_folder(tiny_sounds, out, tiny_encoder) == 0
+    return out

@@ -1,0 +1,207 @@
+"""Tests of reading and resampling: hostile files are named, tones stay tones."""
+
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+
+from opensep_jax.signal import audio, write
+from opensep_jax.signal.audio import AudioError
+
+needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg on PATH")
+
+
+def noise(channels=2, frames=5000, scale=0.1, seed=0):
+    rng = np.random.default_rng(seed)
+    return (scale * rng.standard_normal((channels, frames))).astype(np.float32)
+
+
+def problem(path):
+    with pytest.raises(AudioError) as caught:
+        audio.read_audio(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+# Hostile files
+
+
+def test_missing_folder_and_empty(tmp_path):
+    assert "no such file" in problem(tmp_path / "no.wav")
+    assert "is a folder" in problem(tmp_path)
+    (tmp_path / "empty.wav").touch()
+    assert "empty (0 bytes)" in problem(tmp_path / "empty.wav")
+    assert "no such file" in problem(tmp_path / "empty.wav" / "below")
+    os.mkfifo(tmp_path / "pipe.wav")
+    assert "not a regular file" in problem(tmp_path / "pipe.wav")
+    with pytest.raises(AudioError, match="no such file"):
+        audio.audio_info(tmp_path / "no.wav")
+
+
+@pytest.mark.parametrize("name", ["text.wav", "text.raw", "text.mp3", "text"])
+def test_text_says_that_ffmpeg_is_absent(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / name).write_text("This is no sound. " * 50)
+    message = problem(tmp_path / name)
+    assert "libsndfile: " in message and "ffmpeg was not tried, it is not on PATH" in message
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["text.wav", "text.txt", "text.m3u8"])
+def test_text_says_what_ffmpeg_said(tmp_path, name):
+    (tmp_path / name).write_text("#EXTM3U\nhttp://localhost/x.ts\n")
+    assert "; ffmpeg: " in problem(tmp_path / name)
+
+
+def test_a_header_without_samples(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros((0, 2)), 16_000)
+    assert "valid header but holds no samples" in problem(tmp_path / "x.wav")
+    assert audio.audio_info(tmp_path / "x.wav").frames == 0
+
+
+def test_nan_and_infinite_samples_are_counted_and_placed(tmp_path):
+    samples_TC = noise().T.copy()
+    samples_TC[[4000, 17, 30], [0, 1, 0]] = [np.nan, np.inf, -np.inf]
+    soundfile.write(tmp_path / "x.wav", samples_TC, 16_000, "FLOAT")
+    message = problem(tmp_path / "x.wav")
+    assert "3 of 10000 samples are NaN or infinite, the first at sample 17 of channel 1" in message
+
+
+def test_a_file_without_permission(tmp_path):
+    path = tmp_path / "x.wav"
+    write.write_audio(path, noise(), 16_000)
+    path.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)  # root may read everything
+    try:
+        message = problem(path)
+    finally:
+        if is_root:
+            os.seteuid(0)
+    assert "no permission" in message
+
+
+def test_a_truncated_wav_gives_what_is_there(tmp_path):
+    samples = noise(1, 5000)
+    write.write_audio(tmp_path / "x.wav", samples, 16_000)
+    data = (tmp_path / "x.wav").read_bytes()
+    (tmp_path / "x.wav").write_bytes(data[: len(data) - 8000])
+    np.testing.assert_array_equal(
+        audio.read_audio(tmp_path / "x.wav").samples_CT, samples[:, :3000]
+    )
+
+
+def test_a_flac_stream_without_a_length(tmp_path):
+    samples = noise(2, 1_200_000)
+    write.write_audio(tmp_path / "x.flac", samples, 16_000)
+    data = bytearray((tmp_path / "x.flac").read_bytes())
+    data[21] &= 0xF0  # STREAMINFO: 36 bits of total samples, 0 for unknown
+    data[22:26] = bytes(4)
+    (tmp_path / "x.flac").write_bytes(data)
+    back = audio.read_audio(tmp_path / "x.flac").samples_CT
+    np.testing.assert_array_equal(back, write.quantize(samples, "PCM_16")[0])
+    assert audio.audio_info(tmp_path / "x.flac").frames == 1_200_000
+
+
+@pytest.mark.parametrize("subtype, step", [("PCM_U8", 2**-7), ("PCM_32", 2**-31), ("ULAW", 2**-4)])
+def test_other_subtypes_are_read(tmp_path, subtype, step):
+    samples = noise()
+    soundfile.write(tmp_path / "x.wav", samples.T, 22_050, subtype)
+    back = audio.read_audio(tmp_path / "x.wav")
+    np.testing.assert_allclose(back.samples_CT, samples, atol=step + 1e-7)
+    assert back.subtype == subtype
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_ffmpeg_decodes_what_libsndfile_does_not(tmp_path, channels):
+    samples = noise(channels, 20_000)
+    write.write_audio(tmp_path / "x.wav", samples, 44_100)
+    path = tmp_path / "-x [0]: a.mka"  # lossless sound in a container libsndfile does not know
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", "-c:a", "pcm_f32le"]
+    subprocess.run([*command, f"file:{path}"], check=True)
+    back = audio.read_audio(path)
+    np.testing.assert_array_equal(back.samples_CT, samples)
+    assert (back.sample_rate_hz, back.subtype) == (44_100, None)
+    assert audio.audio_info(path) == audio.AudioInfo(20_000, 44_100, channels)
+
+
+@needs_ffmpeg
+def test_the_sound_of_a_video(tmp_path):
+    path = tmp_path / "x.mp4"
+    sources = "-f lavfi -i testsrc=size=64x64:duration=1 -f lavfi -i sine=440:duration=1:r=32000"
+    command = f"ffmpeg -v error {sources} -c:v mpeg4 -c:a aac {path}"
+    subprocess.run(command.split(), check=True)
+    back = audio.read_audio(path)
+    assert back.samples_CT.shape[0] == 1 and back.sample_rate_hz == 32_000
+    assert abs(back.samples_CT.shape[1] - 32_000) <= 1024  # AAC frames
+    subprocess.run(f"ffmpeg -v error -y -i {path} -an -c:v copy {path}.mp4".split(), check=True)
+    assert "; ffmpeg: " in problem(tmp_path / "x.mp4.mp4")
+
+
+# Resampling
+
+
+@pytest.mark.parametrize(
+    "from_hz, to_hz",
+    [
+        (44_100, 16_000),
+        (16_000, 44_100),
+        (48_000, 16_000),
+        (1000, 16_000),
+        (16_000, 1000),
+        (192_000, 16_000),
+        (16_000, 192_000),
+        (11_025, 16_000),
+    ],
+)
+def test_resampling_a_tone_gives_the_tone(from_hz, to_hz):
+    tone_hz = 0.3 * min(from_hz, to_hz)
+
+    def tone(rate_hz, frames):
+        return np.sin(2 * np.pi * tone_hz * np.arange(frames) / rate_hz)
+
+    frames = 2 * from_hz + 1
+    result = audio.resample(tone(from_hz, frames)[None].astype(np.float32), from_hz, to_hz)
+    length = -(-frames * to_hz // from_hz)
+    assert result.shape == (1, length) and result.dtype == np.float32
+    inner = slice(length // 4, -length // 4)  # the tone starts and ends abruptly
+    np.testing.assert_allclose(result[0, inner], tone(to_hz, length)[inner], atol=5e-5)
+
+
+def test_resampling_there_and_back_keeps_length_and_band():
+    rng = np.random.default_rng(0)
+    low = audio.resample(rng.standard_normal((8, 8001)).astype(np.float32), 16_000, 44_100)
+    back = audio.resample(low, 44_100, 16_000, length=8001)
+    assert back.shape == (8, 8001)
+    again = audio.resample(audio.resample(back, 16_000, 44_100), 44_100, 16_000, length=8001)
+    error = np.sum((again - back)[:, 500:-500] ** 2) / np.sum(back[:, 500:-500] ** 2)
+    assert 10 * np.log10(error) < -20  # only the filter's edge band, filtered once more, changes
+
+
+@pytest.mark.parametrize("from_hz, to_hz", [(44_100, 16_000), (1000, 192_000), (192_000, 1000)])
+@pytest.mark.parametrize("frames", [0, 1, 2, 3, 193])
+def test_resampled_length_is_exact_for_short_inputs(from_hz, to_hz, frames):
+    samples = np.ones((2, frames), np.float32)
+    assert audio.resample(samples, from_hz, to_hz).shape == (2, -(-frames * to_hz // from_hz))
+    for length in (0, 1, 500):
+        result = audio.resample(samples, from_hz, to_hz, length)
+        assert result.shape == (2, length) and np.isfinite(result).all()
+
+
+def test_equal_rates_change_nothing_but_the_length():
+    samples = noise()
+    np.testing.assert_array_equal(audio.resample(samples, 16_000, 16_000), samples)
+    longer = audio.resample(samples, 16_000, 16_000, length=6000)
+    np.testing.assert_array_equal(longer[:, :5000], samples)
+    assert longer.shape == (2, 6000) and not longer[:, 5000:].any()
+    assert audio.resample(samples, 16_000, 16_000, length=10).shape == (2, 10)
+    for bad in ((0, 16_000), (16_000, -1)):
+        with pytest.raises(ValueError, match="must be positive"):
+            audio.resample(samples, *bad)
+    with pytest.raises(ValueError, match=r"\[C, T\]"):
+        audio.resample(samples[0], 16_000, 8000)
