@@ -89,24 +89,21 @@ def load_params(path: Path) -> tuple[dict, dict]:
         folder, step = (path if path.name == "checkpoints" else path / "checkpoints"), None
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no checkpoints here")
-    names = ("state", "ema", "config")
-    with ocp.CheckpointManager(folder, item_names=names) as manager:
-        steps = manager.all_steps()
-        if not steps or (step is not None and step not in steps):
-            raise CheckpointError(f"{path}: no whole checkpoint here; steps: {sorted(steps)}")
-        step = step if step is not None else manager.latest_step()
-        shapes = manager.item_metadata(step)["ema"]
+    # Read without a CheckpointManager: opening one would clean up what a live run is writing.
+    steps = sorted(ocp.utils.checkpoint_steps(folder))
+    if not steps or (step is not None and step not in steps):
+        raise CheckpointError(f"{path}: no whole checkpoint here; steps: {steps}")
+    step = steps[-1] if step is None else step
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as reader:
+        shapes = reader.metadata(folder / str(step) / "ema").item_metadata.tree
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            ),
-            dict(shapes),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), dict(shapes)
         )
-        items = ocp.args.Composite(
-            ema=ocp.args.StandardRestore(abstract), config=ocp.args.JsonRestore()
-        )
-        restored = manager.restore(step, args=items)
-    return restored["config"] | {"step": step}, jax.device_get(restored["ema"])
+        params = reader.restore(folder / str(step) / "ema", abstract)
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        config = reader.restore(folder / str(step) / "config")
+    return config | {"step": step}, jax.device_get(params)
 
 
 def write_config(workdir: Path, config: dict) -> None:
