@@ -5,8 +5,9 @@ Command: python -m opensep_jax.train --config configs/debug.py --workdir runs/de
 Expected: the loss falls; nothing worth hearing.
 """
 
-from configs import base
 from ml_collections import ConfigDict
+
+from configs import base
 
 
 def get_config() -> ConfigDict:

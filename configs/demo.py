@@ -6,8 +6,9 @@ Command: python -m opensep_jax.train --config configs/demo.py --workdir runs/dem
 Expected: see opensep_jax/assets/demo/README.md.
 """
 
-from configs import base
 from ml_collections import ConfigDict
+
+from configs import base
 
 
 def get_config() -> ConfigDict:

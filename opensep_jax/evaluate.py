@@ -8,7 +8,6 @@ sources and scores), `results.json` and `results.md`.
 """
 
 import argparse
-import dataclasses
 import json
 import logging
 import sys
@@ -164,9 +163,7 @@ def _items(
                 "wording": wording,
                 "clips": [clip.path for clip in clips],
                 "labels": [clip.sources[0].name for clip in clips],
-                "prompts": [
-                    dataset.text.prompts[i] for i in text_ids(dataset, mixture, wording)
-                ],
+                "prompts": [dataset.text.prompts[i] for i in text_ids(dataset, mixture, wording)],
                 **{k: [round(float(x), 3) for x in v[number]] for k, v in scores.items()},
             }
         )

@@ -1,5 +1,7 @@
 """Mesh, size rule and batch sharding; no network knows of them."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -17,15 +19,11 @@ def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
     """
     sizes, devices = [data, fsdp, tensor], jax.device_count()
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(
-            f"mesh sizes must be positive, one at most -1; got {dict(zip(AXES, sizes, strict=True))}"
-        )
+        raise ValueError(f"mesh sizes must be positive, one at most -1; got {_named(sizes)}")
     if -1 in sizes:
         sizes[sizes.index(-1)] = devices // int(np.prod([size for size in sizes if size != -1]))
     if int(np.prod(sizes)) != devices:
-        raise ValueError(
-            f"mesh {dict(zip(AXES, (data, fsdp, tensor), strict=True))} does not fit {devices} devices"
-        )
+        raise ValueError(f"mesh {_named((data, fsdp, tensor))} does not fit {devices} devices")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -78,3 +76,7 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     """Global arrays out of this process's rows of every array."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def _named(sizes: Sequence[int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))

@@ -163,6 +163,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, text_PC: jax.Array | None = None) -> jax.Array:
+        """[B, rows, columns, C] -> the same shape; `text_PC` has a row for each of the batch."""
         width = x.shape[-1]
         conv = {"kernel_size": (3, 3), "dtype": self.dtype}
         h = nn.silu(nn.GroupNorm(self.groups, dtype=self.dtype, name="norm0")(x))
@@ -185,6 +186,7 @@ class TextBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, text_PLC: jax.Array, text_mask_PL: jax.Array) -> jax.Array:
+        """[P, rows, columns, C] -> the same shape; text [P, L, C] with its mask [P, L]."""
         batch, rows, columns, width = x.shape
         x = x.reshape(batch, rows * columns, width)
         query = nn.LayerNorm(dtype=self.dtype, name="cross_norm")(x)

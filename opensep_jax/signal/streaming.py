@@ -147,4 +147,4 @@ def _process(
         for row, start in enumerate(group):
             part_CT = wave_CT[:, start : start + windows.window_samples]
             block_WCT[row, :, : part_CT.shape[-1]] = part_CT
-        yield from process_batch(block_WCT)[: len(group)]
+        yield from np.asarray(process_batch(block_WCT))[: len(group)]

@@ -1,5 +1,6 @@
 """Windows with overlap-add: what is planned, and that nothing is heard of them."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -49,11 +50,12 @@ def test_an_identity_returns_the_signal(samples: int, batch: int):
 def test_chunked_equals_whole_for_a_mask_of_single_frames(samples: int):
     wave_CT = np.random.default_rng(1).standard_normal((1, samples)).astype(np.float32)
 
-    def process(wave_WCT: np.ndarray) -> np.ndarray:
+    @jax.jit
+    def process(wave_WCT: jax.Array) -> jax.Array:
         spectrum = stft(wave_WCT, SPEC)
         power = abs(spectrum) ** 2
         mask = power > power.mean(-2, keepdims=True)  # far from constant over time
-        return np.asarray(istft(mask * spectrum, SPEC, wave_WCT.shape[-1]))[:, None]
+        return istft(mask * spectrum, SPEC, wave_WCT.shape[-1])[:, None]
 
     # Whole: one window, so that both have the frames that reach over the end.
     padded_CT = np.pad(wave_CT, ((0, 0), (0, -samples % SPEC.hop_samples)))
