@@ -32,10 +32,10 @@ help:  ## list the targets
 demo: venv  ## separate an example mixture into out/demo
 	@echo "== separating $(DEMO_MIXTURE)"
 	@rm -rf $(DEMO_OUT)
-	@$(VENV)/bin/python -m opensep_jax.infer $(DEMO_MIXTURE) --out $(DEMO_OUT) $(DEMO_QUERIES)
+	@$(VENV)/bin/python -m opensep_jax.infer $(DEMO_MIXTURE) --out $(DEMO_OUT) $(DEMO_QUERIES) --report
 	@echo "== done. Listen: the mixture is $(DEMO_MIXTURE); its stems and the residual are"
-	@find $(DEMO_OUT) -type f ! -name '*.json*' | sort | sed 's/^/   /'
-	@echo "   Look: names, energy shares and timings are in"
+	@find $(DEMO_OUT) -type f ! -name '*.json*' ! -name index.html | sort | sed 's/^/   /'
+	@echo "   Look: $(DEMO_OUT)/index.html has players and spectrograms; names, energy shares and timings are in"
 	@find $(DEMO_OUT) -type f -name '*.json*' | sort | sed 's/^/   /'
 
 test: venv  ## fast tests; those against torch skip where torch is absent

@@ -7,6 +7,7 @@ separation.stems, separation.residual  # [S, C, T] and [C, T]; together they are
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Sequence
 
@@ -23,7 +24,7 @@ from opensep_jax.separator import (
     synthesise,
 )
 from opensep_jax.signal.audio import resample
-from opensep_jax.signal.streaming import Windows, separate_windows
+from opensep_jax.signal.streaming import separate_windows, windows_for
 from opensep_jax.text.embed import TextEncoder, load_text_encoder
 
 _TOKEN_BUCKETS = (32, 64, 128, 256, 512)  # padded prompt lengths that are compiled for
@@ -107,7 +108,7 @@ class Separator:
             batch: windows per call; default 1 on CPU, 8 elsewhere.
         """
         self.net, self.encoder, self.models = net, encoder, models
-        self.windows = make_windows(net, window_s)
+        self.windows = windows_for(net.stft, math.ceil(window_s * net.sample_rate_hz))
         self._batch = batch or (1 if jax.default_backend() == "cpu" else 8)
         self._params = jax.device_put(params)
         self._text: tuple[tuple[str, ...], _Text] | None = None
@@ -162,8 +163,8 @@ class Separator:
         """How often each compiled function was traced in this process, by its name.
 
         `masks`, the network, is traced once for each number of prompts (a power of two) and length
-        of the longest prompt (a bucket of 32 to 512 tokens), whatever lengths, rates and channels
-        come; the others once for each number of channels (1, 2, 4 or 8 at a time) besides.
+        of the longest (a bucket of 32 to 512 tokens), whatever lengths, rates and channels come;
+        the others once for each number of channels (1, 2, 4 or 8 at a time) besides.
         """
         return dict(self._compiled.traces)
 
@@ -205,8 +206,7 @@ class Separator:
 
     def _fill(self, stems: np.ndarray, wave_CT: np.ndarray, text: _Text) -> None:
         """Stems [S, C, T] of a wave at the model's rate, written in place."""
-        position = 0
-        process = functools.partial(self._process, text=text)
+        process, position = functools.partial(self._process, text=text), 0
         for block_SCT in separate_windows(wave_CT, self.windows, process, self._batch):
             stems[..., position : position + block_SCT.shape[-1]] = block_SCT
             position += block_SCT.shape[-1]
@@ -301,14 +301,6 @@ def load_separator(name: str | os.PathLike) -> tuple[dict, SeparatorNet, dict]:
         name, lambda config: abstract_params(_build(config), config["text_encoder"]["width"])
     )
     return config, _build(config), params
-
-
-def make_windows(net: SeparatorNet, window_s: float) -> Windows:
-    """Windows for a network: a quarter overlaps, or as much as the spectrogram's frames need."""
-    hop, guard = net.stft.hop_samples, net.stft.n_fft_samples
-    window = -int(-window_s * net.sample_rate_hz // hop) * hop
-    overlap = -(-max(window // 4, 2 * guard + 1) // hop) * hop
-    return Windows(window, overlap, guard, hop)
 
 
 def _build(config: dict) -> SeparatorNet:

@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--num_shards", type=int, default=1, help="processes that share the inputs")
     flags.add_argument("--shard", type=int, default=0, help="number of this process, from 0")
+    flags.add_argument("--report", action="store_true", help="write DIR/index.html to listen to")
     flags.add_argument("--overwrite", action="store_true", help="separate again what is done")
     flags.add_argument("--merge", type=Path, metavar="DIR", help="only join the shards' manifests")
     flags.add_argument("--debug", action="store_true", help="tracebacks with errors")
@@ -91,6 +92,10 @@ def main(args: argparse.Namespace) -> int:
                 _do(job, separator, encoding, manifest, args)
     finally:
         manifest.close()
+    if args.report:
+        from opensep_jax.report import write_report  # its drawing library is slow to import
+
+        logger.info("open %s in a browser to listen and look", write_report(args.out))
     counts = manifest.counts
     logger.info("%s: %s", manifest.path, ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))
     return EXIT_SOME_FAILED if counts.get("error") else EXIT_DONE

@@ -147,7 +147,8 @@ def choose_targets(
         raise ValueError(
             f"mix.targets={targets}, but {slots} clips and mix.pairs give {len(members_QS)} targets"
         )
-    outside_BQ = (members_QS[None] & (np.arange(slots) >= count_B[:, None])[:, None]).any(-1)
+    absent_BS = np.arange(slots)[None] >= count_B[:, None]
+    outside_BQ = (members_QS[None] & absent_BS[:, None]).any(-1)
     possible_BQ = ~outside_BQ & (members_QS.sum(-1)[None] < count_B[:, None])
     if not targets:
         index_BQ = jnp.broadcast_to(jnp.arange(len(members_QS)), possible_BQ.shape)
@@ -201,7 +202,7 @@ def gather_text(
     """
     start = start_V[ids]
     lengths = jnp.where(ids >= 0, start_V[ids + 1] - start, 0)
-    offset_L = jnp.arange(length)
+    offset_L = np.arange(length).reshape((1,) * ids.ndim + (length,))
     mask = offset_L < lengths[..., None]
     position = jnp.where(mask, start[..., None] + offset_L, 0)
     states = tokens_MC[position]

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from opensep_jax.signal.stft import Stft
+
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
@@ -76,6 +78,17 @@ class Windows:
         phase = (np.arange(self.fade_samples) + 0.5) / self.fade_samples
         raised_cosine = 0.5 - 0.5 * np.cos(np.pi * phase)
         return (np.rint(raised_cosine * 2.0**24) / 2.0**24).astype(np.float32)
+
+
+def windows_for(spec: Stft, window_samples: int) -> Windows:
+    """Windows for what looks at a spectrogram, of at least `window_samples` samples.
+
+    A quarter overlaps, or more where the guard of a whole frame needs it. Source: ours.
+    """
+    hop, guard = spec.hop_samples, spec.n_fft_samples
+    window = -(-window_samples // hop) * hop
+    overlap = -(-max(window // 4, 2 * guard + 1) // hop) * hop
+    return Windows(window, overlap, guard, hop)
 
 
 def separate_windows(
