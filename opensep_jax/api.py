@@ -16,6 +16,7 @@ import numpy as np
 
 from opensep_jax.checkpoint import shipped
 from opensep_jax.separator import (
+    MASK_RULES,
     SeparatorNet,
     abstract_params,
     analyse,
@@ -84,6 +85,9 @@ class Separator:
         net: network and spectrogram.
         encoder: of the prompts.
         windows: how long signals are cut.
+        masks: how the masks of several queries are reconciled, a name in
+            `separator.MASK_RULES`: `limit` leaves what no query claims in the residual,
+            `normalise` presumes that the queries name every source (and scores higher then).
         models: names, ids and settings of the networks, JSON types.
     """
 
@@ -95,6 +99,7 @@ class Separator:
         *,
         window_s: float,
         models: dict,
+        masks: str = "limit",
         batch: int | None = None,
     ):
         """Takes what `from_checkpoint` has read.
@@ -105,9 +110,12 @@ class Separator:
             encoder: the text encoder that it was trained with.
             window_s: length of a window, seconds; rounded up to the hop.
             models: see the class.
+            masks: see the class.
             batch: windows per call; default 1 on CPU, 8 elsewhere.
         """
-        self.net, self.encoder, self.models = net, encoder, models
+        if masks not in MASK_RULES:
+            raise ValueError(f"masks={masks!r} is not known; known are {', '.join(MASK_RULES)}")
+        self.net, self.encoder, self.models, self.masks = net, encoder, models, masks
         self.windows = windows_for(net.stft, math.ceil(window_s * net.sample_rate_hz))
         self._batch = batch or (1 if jax.default_backend() == "cpu" else 8)
         self._params = jax.device_put(params)
@@ -120,6 +128,7 @@ class Separator:
         name: str | os.PathLike = "demo",
         *,
         text_encoder: str | None = None,
+        masks: str = "limit",
         batch: int | None = None,
     ) -> "Separator":
         """Loads a separator and its text encoder.
@@ -129,6 +138,7 @@ class Separator:
                 `checkpoint.shipped.load`.
             text_encoder: where the encoder's weights are, if not under the name that the
                 checkpoint gives (see `checkpoint.weights.resolve`).
+            masks: `limit` or `normalise`, see the class.
             batch: windows per call; default 1 on CPU, 8 elsewhere.
 
         Raises:
@@ -156,7 +166,7 @@ class Separator:
             "text_encoder": {"name": trained["name"], "id": encoder.id},
         }
         window_s = config["window_s"]
-        return cls(net, params, encoder, window_s=window_s, models=models, batch=batch)
+        return cls(net, params, encoder, window_s=window_s, models=models, masks=masks, batch=batch)
 
     @property
     def traces(self) -> dict[str, int]:
@@ -180,7 +190,7 @@ class Separator:
 
         Returns:
             Stems and residual in the input's length, rate and channels. Their sum is the input to
-            1e-6 relative; the masks of all queries together never exceed the mixture.
+            1e-6 relative; the masks of all queries together never exceed one.
 
         Raises:
             ValueError: samples or queries are not as above.
@@ -230,7 +240,7 @@ class Separator:
             np.broadcast_to(x, (len(wave_WCT), *x.shape))
             for x in (text.states_PLC, text.mask_PL, text.real_P)
         ]
-        mask_WPFN = self._compiled.masks(self._params, energy_WFN / channels, *texts)
+        mask_WPFN = self._compiled.masks(self._params, energy_WFN / channels, *texts, self.masks)
         length = wave_WCT.shape[-1]
         stems = [self._compiled.synthesise(s, mask_WPFN, length) for s in spectra]
         parts = [np.asarray(stem_WPCT)[:, : text.count] for stem_WPCT in stems]
@@ -274,7 +284,7 @@ class _Compiled:
     def __init__(self, net: SeparatorNet):
         self.traces: dict[str, int] = {}
         self.analyse = self._counted("analyse", functools.partial(analyse, net))
-        self.masks = self._counted("masks", functools.partial(masks_of, net))
+        self.masks = self._counted("masks", functools.partial(masks_of, net), static_argnums=5)
         self.synthesise = self._counted(
             "synthesise", functools.partial(synthesise, net), static_argnums=2
         )

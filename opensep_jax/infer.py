@@ -28,6 +28,7 @@ from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
 from opensep_jax.inputs import NO_QUERIES, Job, plan_jobs
 from opensep_jax.results import CLIP_POLICIES, Encoding, Manifest
+from opensep_jax.separator import MASK_RULES
 from opensep_jax.signal.audio import Audio, AudioError, read_audio
 from opensep_jax.signal.write import WRITE_FORMATS, write_audio
 
@@ -54,6 +55,13 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--text_encoder", help="where the checkpoint's text encoder is, if not where it says"
+    )
+    flags.add_argument(
+        "--masks",
+        default="limit",
+        choices=MASK_RULES,
+        help="limit (default): what no query claims stays in the residual; normalise: the queries "
+        "name every source, nothing is left over",
     )
     formats = [suffix[1:] for suffix in WRITE_FORMATS]
     flags.add_argument("--format", default="wav", choices=formats, help="default wav")
@@ -83,7 +91,9 @@ def main(args: argparse.Namespace) -> int:
     if all(job.problem for job in jobs) and any(job.problem == NO_QUERIES for job in jobs):
         raise DoorError(NO_QUERIES)
     _check_writable(args.out)
-    separator = Separator.from_checkpoint(args.checkpoint, text_encoder=args.text_encoder)
+    separator = Separator.from_checkpoint(
+        args.checkpoint, text_encoder=args.text_encoder, masks=args.masks
+    )
     mine = jobs[args.shard :: args.num_shards]
     manifest = Manifest(args.out, args.shard, args.num_shards)
     try:
@@ -211,7 +221,8 @@ def _identity(job: Job, separator: Separator, encoding: Encoding) -> dict:
     """What a result depends on."""
     with job.path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    options = {"queries": list(job.queries), **dataclasses.asdict(encoding)}
+    options = {"queries": list(job.queries), "masks": separator.masks}
+    options |= dataclasses.asdict(encoding)
     return {"input_sha256": digest, "models": separator.models, "options": options}
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -9,20 +11,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
-    """Mesh over all devices; one axis may be -1, which takes the devices that are left.
+def make_mesh(
+    *, data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Mesh over devices; one axis may be -1, which takes the devices that are left.
 
     Axes are `AxisType.Auto`: with explicit axes a Linen convolution with sharded kernels raises.
+
+    Args:
+        data: parts of the batch.
+        fsdp: parts of the batch, of the parameters and of what belongs to them.
+        tensor: parts of single matrices.
+        devices: all of every process by default.
 
     Raises:
         ValueError: if the sizes do not multiply to the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    sizes, count = [data, fsdp, tensor], len(devices or jax.devices())
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"mesh sizes must be positive, one at most -1; got {_named(sizes)}")
     if -1 in sizes:
-        sizes[sizes.index(-1)] = devices // int(np.prod([size for size in sizes if size != -1]))
-    if int(np.prod(sizes)) != devices:
+        sizes[sizes.index(-1)] = count // int(np.prod([size for size in sizes if size != -1]))
+    if int(np.prod(sizes)) != count:
         raise ValueError(f"mesh {_named((data, fsdp, tensor))} does not fit {devices} devices")
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -62,14 +72,20 @@ def param_sharding(tree: object, mesh: Mesh, min_size: int) -> object:
     return jax.tree.map(one, tree)
 
 
-def check_batch(mesh: Mesh, global_batch: int) -> None:
-    """Raises if the devices of the batch axes do not divide the batch."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    if global_batch % devices:
+def check_batch(mesh: Mesh, global_batch: int, accumulation: int = 1) -> None:
+    """Raises if the batch is not whole rows for every device in every part of accumulation."""
+    parts = batch_parts(mesh)
+    if global_batch % (parts * accumulation):
         raise ValueError(
-            f"train.batch={global_batch} is not divisible by the {devices} devices of the mesh's "
-            f"data and fsdp axes ({mesh.shape['data']} x {mesh.shape['fsdp']})"
+            f"train.batch={global_batch} is not divisible by {parts} devices (mesh.data="
+            f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']}) times "
+            f"train.accumulation={accumulation}"
         )
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Devices that share the rows of a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -78,5 +94,18 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def _named(sizes: Sequence[int]) -> str:
-    return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+def shard_whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays out of arrays that every process holds whole."""
+    sharding = batch_sharding(mesh)
+    return {
+        k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()
+    }
+
+
+def gather(tree: object, mesh: Mesh) -> object:
+    """Within jit: whole copies of parameters that are split over the fsdp axis.
+
+    Without it the compiler splits activations by channel wherever it meets a split kernel, and
+    moves more data; the gradient of a gathered parameter comes back split.
+    """
+    return jax.lax.with_sharding_constraint(tree, replicated(mesh))

@@ -185,3 +185,11 @@ def test_another_text_encoder_is_refused(tmp_path: Path):
     elsewhere = write_tiny_bert(tmp_path / "elsewhere")
     moved = Separator.from_checkpoint(shared_checkpoint(), text_encoder=str(elsewhere))
     assert moved.models["text_encoder"]["id"].startswith("bert-2x16-")
+
+
+def test_normalised_masks_leave_no_residual(noise_T: np.ndarray):
+    normalise = Separator.from_checkpoint(shared_checkpoint(), masks="normalise")
+    separation = normalise.separate(noise_T, 16000, ["one", "two", "three"])
+    assert np.abs(separation.residual).max() < 1e-5 * np.abs(noise_T).max()
+    with pytest.raises(ValueError, match="masks='all' is not known; known are limit, normalise"):
+        Separator.from_checkpoint(shared_checkpoint(), masks="all")

@@ -1,6 +1,6 @@
 """Exports a training run's newest EMA parameters as a folder that ships.
 
-    python -m opensep_jax.checkpoint.export WORKDIR FOLDER
+python -m opensep_jax.checkpoint.export WORKDIR FOLDER
 """
 
 import argparse

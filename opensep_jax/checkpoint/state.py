@@ -1,14 +1,27 @@
-"""Training checkpoints: state, EMA and config under `<workdir>/checkpoints/<step>/` (orbax)."""
+"""Training checkpoints: state, EMA and config under `<workdir>/checkpoints/<step>/` (orbax).
+
+checkpoints/<step>/state/, ema/          arrays
+checkpoints/<step>/config/config.json    all that is needed to use them, for people too
+checkpoints/<step>/metrics/metrics       validation scores of that step, JSON
+checkpoints/<step>.damaged/              could not be read and was set aside
+"""
 
 import json
+import logging
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
+
+_JSON_ITEMS = {"config": "config.json", "metrics": "metrics"}  # file of an item
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names it and says why."""
+    """A checkpoint that cannot be used or written; the message names it and says why."""
 
 
 class Checkpoints:
@@ -18,99 +31,248 @@ class Checkpoints:
     nothing that could be restored by mistake.
     """
 
-    def __init__(self, workdir: Path, config: dict, keep: int, metric: str | None = None):
-        """Opens or makes `<workdir>/checkpoints`.
+    def __init__(self, workdir: Path, config: dict, keep: int, metric: str):
+        """Opens or makes `<workdir>/checkpoints`; removes what killed saves have left there.
 
         Args:
             workdir: of the run.
             config: stored with every checkpoint, JSON types only.
             keep: how many of the newest to keep; the best by `metric` is kept besides.
-            metric: name in the metrics given to `save`, larger is better.
+            metric: name in the scores given to `save`, larger is better.
         """
-        self._config = config
-        policies = [ocp.checkpoint_managers.LatestN(keep)]
-        if metric:
-            policies.append(
-                ocp.checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[metric], reverse=True, n=1
-                )
-            )
+        self._config, self._folder = config, _folder(workdir)
+        self._unwritten: int | None = None
+        _set_aside_broken_json(self._folder)
+
+        def score(scores: dict[str, float]) -> float:
+            return scores.get(metric, -np.inf)
+
+        policies = ocp.checkpoint_managers
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-            best_fn=(lambda metrics: metrics[metric]) if metric else None,
-            enable_async_checkpointing=True,
-            create=True,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
+                    ),
+                ]
+            ),
+            best_fn=score,
+            cleanup_tmp_directories=True,
         )
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        json_handler = ocp.JsonCheckpointHandler(filename=_JSON_ITEMS["config"])
+        registry.add("config", ocp.args.JsonSave, json_handler)
+        registry.add("config", ocp.args.JsonRestore, json_handler)
         self._manager = ocp.CheckpointManager(
-            _folder(workdir), options=options, item_names=("state", "ema", "config")
+            self._folder, options=options, handler_registry=registry
         )
 
     @property
-    def latest(self) -> int | None:
-        """Newest whole checkpoint's step."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """Steps of whole checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: object, ema: dict, metrics: dict[str, float] | None) -> None:
-        """Copies the arrays to the host, then writes them in the background."""
+    def save(self, step: int, state: object, ema: dict, scores: dict[str, float]) -> None:
+        """Copies the arrays to the host, then writes them in the background.
+
+        Args:
+            step: steps done.
+            state: all but the EMA.
+            ema: parameters that are evaluated and shipped.
+            scores: of validation at this step; may be empty.
+
+        Raises:
+            CheckpointError: if this one or the one before cannot be written (a full disk); earlier
+                ones are intact.
+        """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             ema=ocp.args.StandardSave(ema),
             config=ocp.args.JsonSave(self._config),
         )
-        self._manager.save(step, args=items, metrics=metrics)
+        self.wait()
+        self._unwritten = step
+        try:
+            self._manager.save(step, args=items, metrics=scores)
+        except Exception as error:  # orbax and its storage raise many kinds
+            raise self._not_written(error) from error
 
-    def restore(self, step: int, state: object, ema: dict) -> tuple[object, dict]:
-        """State and EMA of a step onto the shapes, types and shardings of the arguments."""
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(state), ema=ocp.args.StandardRestore(ema)
-        )
-        restored = self._manager.restore(step, args=items)
-        return restored["state"], restored["ema"]
+    def wait(self) -> None:
+        """Returns when everything is written.
+
+        Raises:
+            CheckpointError: if it cannot be.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as in `save`
+            raise self._not_written(error) from error
+
+    def restore_newest(self, state: object, ema: dict) -> tuple[int, object, dict] | None:
+        """Step, state and EMA of the newest checkpoint that can be read.
+
+        Damaged ones that are newer are set aside, with a warning, so that the run can save those
+        steps again.
+
+        Args:
+            state: shapes, types and shardings of all but the EMA.
+            ema: likewise of the EMA.
+
+        Returns:
+            None if there is no checkpoint at all.
+
+        Raises:
+            CheckpointError: if there are checkpoints, but none can be read.
+        """
+        damaged: list[str] = []
+        for step in reversed(self.steps):
+            items = ocp.args.Composite(
+                state=ocp.args.StandardRestore(state), ema=ocp.args.StandardRestore(ema)
+            )
+            try:
+                restored, why = self._manager.restore(step, args=items), ""
+            except Exception as error:  # as in `save`
+                restored, why = None, _first_line(error)
+            if _everywhere(restored is not None):
+                _set_aside([self._folder / str(later) for later in self.steps if later > step])
+                self._manager.reload()
+                return step, restored["state"], restored["ema"]
+            damaged.append(f"{self._folder / str(step)} cannot be read: {why}")
+            logger.warning("%s", damaged[-1])
+        if damaged:
+            raise CheckpointError("; ".join(damaged))
+        return None
 
     def close(self) -> None:
         """Waits until everything is written."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
+
+    def _not_written(self, error: Exception) -> CheckpointError:
+        whole = [step for step in self.steps if step != self._unwritten]
+        return CheckpointError(
+            f"{self._folder / str(self._unwritten)} cannot be written: {_first_line(error)}; "
+            f"whole checkpoints: {', '.join(map(str, whole)) or 'none'}"
+        )
 
 
 def load_params(path: Path) -> tuple[dict, dict]:
-    """Config and EMA parameters (host arrays) of a workdir's newest checkpoint, or of one step.
+    """Config (with `step`) and EMA parameters (host arrays) of a training checkpoint.
 
     Args:
-        path: a workdir, its `checkpoints` folder, or `checkpoints/<step>`.
+        path: `checkpoints/<step>`, or a workdir or its `checkpoints` folder, whose newest
+            checkpoint that can be read is taken.
 
     Raises:
         CheckpointError: if there is none.
     """
     path = path.resolve()
     if path.name.isdigit() and path.parent.name == "checkpoints":
-        folder, step = path.parent, int(path.name)
+        folder, wanted = path.parent, int(path.name)
     else:
-        folder, step = (path if path.name == "checkpoints" else path / "checkpoints"), None
+        folder, wanted = (path if path.name == "checkpoints" else _folder(path)), None
     if not folder.is_dir():
         raise CheckpointError(f"{path}: no checkpoints here")
-    # Read without a CheckpointManager: opening one would clean up what a live run is writing.
-    steps = sorted(ocp.utils.checkpoint_steps(folder))
-    if not steps or (step is not None and step not in steps):
+    steps = _steps(folder)
+    if not steps or (wanted is not None and wanted not in steps):
         raise CheckpointError(f"{path}: no whole checkpoint here; steps: {steps}")
-    step = steps[-1] if step is None else step
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.StandardCheckpointer() as reader:
-        shapes = reader.metadata(folder / str(step) / "ema").item_metadata.tree
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), dict(shapes)
-        )
-        params = reader.restore(folder / str(step) / "ema", abstract)
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        config = reader.restore(folder / str(step) / "config")
-    return config | {"step": step}, jax.device_get(params)
+    damaged: list[str] = []
+    for step in reversed(steps) if wanted is None else (wanted,):
+        try:
+            config = json.loads(_json_file(folder / str(step), "config").read_text())
+            return config | {"step": step}, _read_arrays(folder / str(step) / "ema")
+        except Exception as error:  # as in `Checkpoints.save`
+            damaged.append(f"{folder / str(step)} cannot be read: {_first_line(error)}")
+            logger.warning("%s", damaged[-1])
+    raise CheckpointError("; ".join(damaged))
+
+
+def read_config(workdir: Path) -> dict | None:
+    """The config that a workdir was made with; None for a new one.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    folder = _folder(workdir)
+    files = [_json_file(folder / str(step), "config") for step in _steps(folder)[::-1]]
+    files.insert(0, workdir / "config.json")
+    for file in files:
+        if file.exists():
+            try:
+                return json.loads(file.read_text())
+            except ValueError as error:
+                raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    return None
 
 
 def write_config(workdir: Path, config: dict) -> None:
-    """Stores the config beside the checkpoints, for people to read."""
+    """Stores the config beside the checkpoints."""
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    temporary = workdir / ".config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+    temporary.replace(workdir / "config.json")
+
+
+def _read_arrays(folder: Path) -> dict:
+    """A tree of arrays on the host."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.StandardCheckpointer() as reader:
+        shapes = dict(reader.metadata(folder).item_metadata)
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
+        )
+        return jax.device_get(reader.restore(folder, target))
 
 
 def _folder(workdir: Path) -> Path:
     return (Path(workdir) / "checkpoints").resolve()
+
+
+def _json_file(step_folder: Path, item: str) -> Path:
+    return step_folder / item / _JSON_ITEMS[item]
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps of checkpoints that were written to the end, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(folder))
+
+
+def _set_aside_broken_json(folder: Path) -> None:
+    """Sets aside checkpoints whose JSON is not whole: orbax would refuse the entire folder."""
+    broken = []
+    for step_folder in (folder / str(step) for step in _steps(folder)):
+        try:
+            json.loads(_json_file(step_folder, "config").read_text())
+            scores = _json_file(step_folder, "metrics")
+            json.loads(scores.read_text() if scores.exists() else "{}")
+        except (ValueError, OSError) as error:
+            logger.warning("%s cannot be read: %s", step_folder, _first_line(error))
+            broken.append(step_folder)
+    _set_aside(broken)
+
+
+def _set_aside(step_folders: list[Path]) -> None:
+    """Renames checkpoints to names that are not looked at; nothing is deleted."""
+    for folder in step_folders if jax.process_index() == 0 else ():
+        names = (f"{folder.name}.damaged{suffix}" for suffix in ("", *range(2, 1000)))
+        folder.rename(next(p for p in map(folder.with_name, names) if not p.exists()))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+
+
+def _everywhere(good: bool) -> bool:
+    """Whether it is so on all processes."""
+    if jax.process_count() == 1:
+        return good
+    return bool(np.all(multihost_utils.process_allgather(np.array(good))))
+
+
+def _first_line(error: Exception) -> str:
+    """The gist of an error, with the one behind it where orbax hides that."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
