@@ -88,6 +88,7 @@ def get_config() -> ConfigDict:
     c.eval.seconds = 5.0
     c.eval.level_db = 2.5  # +- around equal RMS
     c.eval.wording = "caption"  # kind of prompt: caption, label, paraphrase, description
-    c.eval.batch = 8  # mixtures at a time
+    c.eval.batch = 8  # mixtures at a time, rounded up to a multiple of the devices
     c.eval.seed = 1234
+    c.eval.panels = 1  # mixtures of each number of sources to hear and see in TensorBoard
     return c.lock()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from opensep_jax import __version__, sharding
 from opensep_jax.api import load_separator
 from opensep_jax.cli import DoorError, run
-from opensep_jax.data.lists import TestMixture, test_mixtures, text_ids
+from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.records import PreparedDataset, RecordError, write_json
 from opensep_jax.text.prompts import WORDINGS
 from opensep_jax.training.validation import (
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
     rows = []
     with (args.out / "items.jsonl").open("w") as items:
         for sources in counts:
-            mixtures = test_mixtures(dataset, args.mixtures, sources, args.seed)
+            mixtures = list_mixtures(dataset, args.mixtures, sources, args.seed)
             for wording in wordings:
                 name = f"{sources} sources by {wording}"
                 scores = _score(args, net, params, dataset, mixtures, wording, mesh, name)
@@ -110,7 +110,7 @@ def _score(
     net: object,
     params: dict,
     dataset: PreparedDataset,
-    mixtures: list[TestMixture],
+    mixtures: list[ListedMixture],
     wording: str,
     mesh: jax.sharding.Mesh,
     name: str,
@@ -148,7 +148,7 @@ def _rows(sources: int, wording: str, scores: dict[str, np.ndarray]) -> list[dic
 
 def _items(
     dataset: PreparedDataset,
-    mixtures: list[TestMixture],
+    mixtures: list[ListedMixture],
     wording: str,
     scores: dict[str, np.ndarray],
 ) -> list[dict]:

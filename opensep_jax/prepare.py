@@ -155,9 +155,14 @@ def _read_clips(
         for start in range(0, len(pcm_T), longest):
             part_T = pcm_T[start : start + longest]
             too_short = start and len(part_T) < min(args.sample_rate_hz, longest)  # a rest
-            if part_T.any() and not too_short:
+            audible = _power(part_T) > 1e-6 * _power(pcm_T)  # not 60 dB below the file's mean
+            if audible and not too_short:
                 part = dataclasses.replace(entry, start_samples=start, samples=len(part_T))
                 yield part, part_T
+
+
+def _power(pcm_T: np.ndarray) -> float:
+    return float(np.mean(np.square(pcm_T, dtype=np.float64)))
 
 
 def _source_entries(clip: datasets.Clip, encoder_id: str) -> list[SourceEntry]:

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-from collections.abc import Sequence
-
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -33,8 +31,8 @@ def make_mesh(
     if -1 in sizes:
         sizes[sizes.index(-1)] = count // int(np.prod([size for size in sizes if size != -1]))
     if int(np.prod(sizes)) != count:
-        raise ValueError(f"mesh {_named((data, fsdp, tensor))} does not fit {devices} devices")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
+        raise ValueError(f"mesh {_named((data, fsdp, tensor))} does not fit {count} devices")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -109,3 +107,7 @@ def gather(tree: object, mesh: Mesh) -> object:
     moves more data; the gradient of a gathered parameter comes back split.
     """
     return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+
+
+def _named(sizes: Sequence[int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))

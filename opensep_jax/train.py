@@ -6,27 +6,30 @@ Several processes: give `--coordinator_address host:port --num_processes N --pro
 by themselves on TPU pods and under SLURM with `--distributed`).
 """
 
+import contextlib
+import dataclasses
 import functools
 import json
 import logging
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
+import optax
 from absl import app, flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from opensep_jax import sharding
-from opensep_jax.checkpoint.state import CheckpointError, Checkpoints, load_params, write_config
+from opensep_jax.checkpoint.state import Checkpoints, load_params, read_config, write_config
 from opensep_jax.cli import EXIT_CANNOT_RUN, DoorError
 from opensep_jax.separator import build_separator
 from opensep_jax.training.board import Board
+from opensep_jax.training.guard import explain
 from opensep_jax.training.optim import make_optimizer, make_schedule
+from opensep_jax.training.progress import Progress, Timed
 from opensep_jax.training.step import TrainState, init_state, train_step
 from opensep_jax.training.tasks import SeparatorTask, build_separator_task
 
@@ -39,6 +42,99 @@ NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Find the other processes automatically.")
 DEBUG = flags.DEFINE_bool("debug", False, "Tracebacks with errors.")
+
+# What a run may be resumed with another value of: it changes when things happen and on what, not
+# what is learned. (More steps stretch the schedule.) The records are compared by their content.
+FREE_KEYS = (
+    "data.folder", "data.threads", "data.workers", "eval.batch", "eval.every_steps", "eval.panels",
+    "mesh.data", "mesh.fsdp", "mesh.fsdp_min_size", "mesh.tensor", "model.remat",
+    "train.accumulation", "train.keep_checkpoints", "train.log_every_steps",
+    "train.save_every_steps", "train.steps",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step of a process to its last.
+
+    Attributes:
+        config: all settings.
+        task: what is learned.
+        mesh: devices.
+        layout: sharding of every array of the state.
+        tx: optimiser.
+        schedule: its learning rate by step.
+        constants: arrays on the devices that no step changes.
+        key: of all randomness on the devices.
+    """
+
+    config: ml_collections.ConfigDict
+    task: SeparatorTask
+    mesh: jax.sharding.Mesh
+    layout: TrainState
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    constants: dict[str, jax.Array]
+    key: jax.Array
+
+    def batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
+        """This process's rows of the batches from `first_step` on."""
+        return self.task.batches(
+            steps=self.config.train.steps, global_batch=self.config.train.batch,
+            first_step=first_step, process=jax.process_index(), processes=jax.process_count(),
+            workers=self.config.data.workers, threads=self.config.data.threads,
+        )  # fmt: skip
+
+    def loss(self, params: dict, *rest: object) -> tuple:
+        """Loss of the task with parameters as the mesh keeps them."""
+        return self.task.loss(sharding.gather(params, self.mesh), *rest)
+
+
+def main(
+    config: ml_collections.ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None
+) -> None:
+    """One run, from whatever it has reached to `config.train.steps`.
+
+    Args:
+        config: all settings.
+        workdir: of the run.
+        devices: to run on; all by default.
+    """
+    first_process = jax.process_index() == 0
+    run = start(config, devices)
+    description = describe(config, run.task)
+    refuse_other_config(workdir, description)
+    if first_process:
+        write_config(workdir, description)
+    saved = Checkpoints(workdir, description, config.train.keep_checkpoints, "val/si_sdri")
+    with contextlib.closing(saved):
+        state = first_state(run, saved)
+        with contextlib.closing(Board(workdir, int(state.step), first_process)) as board:
+            board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
+            loop(run, state, board, saved)
+
+
+def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
+    """Mesh, task, optimiser and layout of the state."""
+    mesh = sharding.make_mesh(
+        **{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices
+    )
+    sharding.check_batch(mesh, config.train.batch, config.train.accumulation)
+    task = build_task(config)
+    optim = config.optim.to_dict()
+    schedule = make_schedule(
+        peak=optim.pop("learning_rate"), warmup_steps=optim.pop("warmup_steps"),
+        total_steps=config.train.steps, final_fraction=optim.pop("final_fraction"),
+    )  # fmt: skip
+    del optim["ema_decay"]
+    tx = make_optimizer(schedule, **optim)
+    abstract = jax.eval_shape(lambda key: init_state(task.init(key), tx), jax.random.key(0))
+    return Run(
+        config=config, task=task, mesh=mesh, tx=tx, schedule=schedule,
+        layout=sharding.param_sharding(abstract, mesh, config.mesh.fsdp_min_size),
+        constants=jax.device_put(task.constants(), sharding.replicated(mesh)),
+        key=jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh)),
+    )  # fmt: skip
 
 
 def build_task(config: ml_collections.ConfigDict) -> SeparatorTask:
@@ -58,137 +154,93 @@ def build_task(config: ml_collections.ConfigDict) -> SeparatorTask:
     )  # fmt: skip
 
 
-def main(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """One run, from whatever it has reached to `config.train.steps`."""
-    # Mesh, data, network
-    mesh = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
-    sharding.check_batch(mesh, config.train.batch)
-    task = build_task(config)
-    optim = config.optim.to_dict()
-    ema_decay = optim.pop("ema_decay")
-    schedule = make_schedule(
-        peak=optim.pop("learning_rate"), warmup_steps=optim.pop("warmup_steps"),
-        total_steps=config.train.steps, final_fraction=optim.pop("final_fraction"),
-    )  # fmt: skip
-    tx = make_optimizer(schedule, **optim)
-
-    # State: newest checkpoint of the workdir, else parameters of init_from, else random
-    write_config(workdir, json.loads(config.to_json()))
-    saved = Checkpoints(
-        workdir, run_description(config, task), config.train.keep_checkpoints, "val/si_sdri"
-    )
-    state, layout = make_state(task, tx, mesh, config, saved)
-    first_step = int(state.step)
-    constants = jax.device_put(task.constants(), sharding.replicated(mesh))
-    key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
-
-    # Step
-    step_fn = jax.jit(
-        functools.partial(
-            train_step, loss_fn=task.loss, tx=tx, ema_decay=ema_decay,
-            accumulation=config.train.accumulation,
-        ),
-        in_shardings=(layout, sharding.batch_sharding(mesh), None, None),
-        out_shardings=(layout, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )  # fmt: skip
-
-    # Loop
-    board = Board(workdir, active=jax.process_index() == 0)
-    stream = Timed(
-        task.batches(
-            steps=config.train.steps, global_batch=config.train.batch, first_step=first_step,
-            process=jax.process_index(), processes=jax.process_count(),
-            workers=config.data.workers, threads=config.data.threads,
-        )
-    )  # fmt: skip
-    logger.info("steps %d to %d, %s", first_step, config.train.steps, dict(mesh.shape))
-    progress = tqdm(
-        total=config.train.steps, initial=first_step, unit="step", disable=None, dynamic_ncols=True
-    )
-    pending, since = None, time.monotonic()
-    for step in range(first_step, config.train.steps):
-        batch = sharding.shard_batch(next(stream), mesh)
-        with jax.transfer_guard("disallow"):
-            state, metrics = step_fn(state, batch, constants, key)
-        done = step + 1
-        progress.update()
-        if done % config.train.log_every_steps == 0 or done == config.train.steps:
-            # The numbers of the logging step before: they are ready, nothing waits for them.
-            if pending:
-                report(board, progress, *pending)
-            now = time.monotonic()
-            speed = {
-                "learning_rate": float(schedule(step)),
-                "steps_per_s": config.train.log_every_steps / (now - since),
-                "data_wait_s": stream.pop_wait() / config.train.log_every_steps,
-            }
-            pending, since = (done, metrics, speed), now
-        scores = None
-        if done % config.eval.every_steps == 0 or done == config.train.steps:
-            paused = time.monotonic()
-            scores = task.validate(state.ema)
-            board.scalars(done, scores)
-            logger.info("step %d: %s", done, summary(scores))
-            since += time.monotonic() - paused
-        if scores or done % config.train.save_every_steps == 0 or done == config.train.steps:
-            saved.save(done, state.replace(ema={}), state.ema, scores)
-    if pending:
-        report(board, progress, *pending)
-    saved.close()
-    board.close()
-    progress.close()
-
-
-def make_state(
-    task: SeparatorTask,
-    tx: object,
-    mesh: jax.sharding.Mesh,
-    config: ml_collections.ConfigDict,
-    saved: Checkpoints,
-) -> tuple[TrainState, TrainState]:
-    """State on the mesh and its shardings."""
+def first_state(run: Run, saved: Checkpoints) -> TrainState:
+    """State to go on with: newest checkpoint, else parameters of `init_from`, else random."""
+    config = run.config
 
     def init(key: jax.Array) -> TrainState:
-        return init_state(task.init(key), tx)
+        return init_state(run.task.init(key), run.tx)
 
-    abstract = jax.eval_shape(init, jax.random.key(config.seed))
-    layout = sharding.param_sharding(abstract, mesh, config.mesh.fsdp_min_size)
     target = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout
-    )
-    if saved.latest is not None:
-        logger.info("resuming at step %d", saved.latest)
-        state, ema = saved.restore(saved.latest, target.replace(ema={}), target.ema)
-        return state.replace(ema=ema), layout
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(init, run.key), run.layout,
+    )  # fmt: skip
+    restored = saved.restore_newest(target.replace(ema={}), target.ema)
+    if restored is not None:
+        step, state, ema = restored
+        logger.info("resuming at step %d", step)
+        return state.replace(ema=ema)
     if config.train.init_from:
         _, params = load_params(Path(config.train.init_from))
-        params = jax.device_put(params, layout.params)
-        start = jax.jit(functools.partial(init_state, tx=tx), out_shardings=layout)
-        return start(params), layout
-    return jax.jit(init, out_shardings=layout)(jax.random.key(config.seed)), layout
+        params = jax.device_put(params, run.layout.params)
+        begin = functools.partial(init_state, tx=run.tx)
+        return jax.jit(begin, out_shardings=run.layout)(params)
+    return jax.jit(init, out_shardings=run.layout)(run.key)
 
 
-class Timed:
-    """An iterator that knows how long its user has waited for it."""
-
-    def __init__(self, source: Iterator):
-        """Wraps an iterator."""
-        self._source, self._waited = source, 0.0
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        start = time.monotonic()
-        item = next(self._source)
-        self._waited += time.monotonic() - start
-        return item
-
-    def pop_wait(self) -> float:
-        """Seconds waited since the last call."""
-        waited, self._waited = self._waited, 0.0
-        return waited
+def jit_step(run: Run) -> jax.stages.Wrapped:
+    """The step, to be compiled once: (state, batch, constants, key) -> (state, metrics)."""
+    step = functools.partial(
+        train_step, loss_fn=run.loss, tx=run.tx, schedule=run.schedule,
+        ema_decay=run.config.optim.ema_decay, accumulation=run.config.train.accumulation,
+    )  # fmt: skip
+    whole = sharding.replicated(run.mesh)
+    return jax.jit(
+        step,
+        in_shardings=(run.layout, sharding.batch_sharding(run.mesh), whole, whole),
+        out_shardings=(run.layout, whole),
+        donate_argnums=0,
+    )
 
 
-def run_description(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
+def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints) -> None:
+    """Steps, reports, validations and checkpoints from `state` to the last step."""
+    train, evaluation, first_step = run.config.train, run.config.eval, int(state.step)
+    step_fn = jit_step(run)
+    whole = jax.jit(lambda params: params, out_shardings=sharding.replicated(run.mesh))
+    stream = Timed(run.batches(first_step))
+    progress = Progress(
+        board, stream, first_step=first_step, steps=train.steps,
+        log_every_steps=train.log_every_steps,
+        clips_per_step=train.batch * run.task.clips_per_example,
+        visible=jax.process_index() == 0,
+    )  # fmt: skip
+    logger.info("steps %d to %d, %s", first_step, train.steps, dict(run.mesh.shape))
+    with contextlib.closing(progress):
+        for done in range(first_step + 1, train.steps + 1):
+            batch = sharding.shard_batch(next(stream), run.mesh)
+            with jax.transfer_guard("disallow"):
+                state, metrics = step_fn(state, batch, run.constants, run.key)
+            progress.step(done, metrics)
+            evaluates = done % evaluation.every_steps == 0 or done == train.steps
+            saves = evaluates or done % train.save_every_steps == 0
+            if saves:  # the numbers of all its steps are on disk before a checkpoint is
+                progress.flush()
+            if progress.halted or (saves and state.halted):
+                raise DoorError(halted(run, state, saved))
+            scores = {}
+            if evaluates:
+                with progress.paused():
+                    scores, exhibit = run.task.validate(whole(state.ema), run.mesh)
+                    board.scalars(done, scores)
+                    board.exhibit(done, "val", exhibit)
+                logger.info("step %d: %s", done, summary(scores))
+            if saves:
+                saved.save(done, state.replace(ema={}), state.ema, scores)
+
+
+def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:
+    """Why a run has stopped, with what is not finite in the batch that stopped it."""
+    batch = sharding.shard_batch(next(run.batches(int(state.step))), run.mesh)
+    why = explain(
+        state, batch, run.constants, run.key,
+        loss_fn=run.loss, accumulation=run.config.train.accumulation,
+    )  # fmt: skip
+    newest = f"its newest checkpoint is of step {saved.steps[-1]}" if saved.steps else "none saved"
+    return f"{why}. The run stops; {newest}"
+
+
+def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
     """What a checkpoint says of itself: all that is needed to use it, and the whole config."""
     return {
         "schema": 1,
@@ -198,18 +250,40 @@ def run_description(config: ml_collections.ConfigDict, task: SeparatorTask) -> d
         "sample_rate_hz": config.sample_rate_hz,
         "text_encoder": task.train.info["text_encoder"],
         "window_s": config.eval.seconds,
+        "records": task.train.info["splits"],
         "config": json.loads(config.to_json()),
     }
 
 
-def report(board: Board, progress: tqdm, step: int, metrics: dict, speed: dict) -> None:
-    """Fetches and writes the numbers of a step; stops the run if they are not finite."""
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    board.scalars(step, values | speed)
-    progress.set_postfix(loss=f"{values['loss']:.3f}")
-    wrong = [name for name, value in values.items() if not np.isfinite(value)]
+def refuse_other_config(workdir: Path, description: dict) -> None:
+    """Raises if the workdir holds a run that learns something else."""
+    stored = read_config(workdir)
+    if stored is None:
+        return
+    before, now = (
+        {
+            **_flat(of.get("config", {})),
+            **_flat({k: of.get(k) for k in ("text_encoder", "records")}),
+        }
+        for of in (stored, description)
+    )
+    wrong = [
+        f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if key not in FREE_KEYS and before.get(key) != now.get(key)
+    ]
     if wrong:
-        raise DoorError(f"step {step}: {', '.join(wrong)} not finite; the run stops")
+        raise DoorError(
+            f"{workdir} holds a run of another config ({'; '.join(wrong)}); use another --workdir"
+        )
+
+
+def _flat(tree: object, prefix: str = "") -> dict:
+    """Leaves of nested dicts by their dotted names."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    items = (_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items())
+    return {name: leaf for item in items for name, leaf in item.items()}
 
 
 def summary(values: dict[str, float]) -> str:
@@ -218,24 +292,38 @@ def summary(values: dict[str, float]) -> str:
 
 
 def _main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", force=True)
-    for noisy in ("absl", "jax", "orbax"):
+    for noisy in ("jax", "orbax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Orbax logs a traceback of each error that it raises as well.
+    logging.getLogger("absl").setLevel(logging.WARNING if DEBUG.value else logging.CRITICAL)
     try:
+        if len(argv) > 1:
+            raise DoorError(f"unexpected arguments: {' '.join(argv[1:])}")
         if DISTRIBUTED.value or COORDINATOR.value:
             jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         main(CONFIG.value, Path(WORKDIR.value))
-    except (DoorError, CheckpointError, ValueError, OSError) as error:
+    except (DoorError, ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         logger.error("%s", error, exc_info=DEBUG.value)
+        sys.exit(EXIT_CANNOT_RUN)
+    except KeyboardInterrupt:
+        logger.error("interrupted; run again to go on from the newest checkpoint")
+        sys.exit(EXIT_CANNOT_RUN)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """The flags, with config; what is wrong with them is a message."""
+    try:
+        return flags.FLAGS(argv)
+    except Exception as error:  # a config is any Python
+        print(f"{type(error).__name__}: {error}\nSee --help.", file=sys.stderr)
         sys.exit(EXIT_CANNOT_RUN)
 
 
 def cli() -> None:
     """Entry point of `opensep-train`."""
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_main)
+    app.run(_main, flags_parser=_parse)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 )
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from tests.tiny_dataset import SAMPLE_RATE_HZ, prepare_folder, write_tiny_sounds
 from tests.tiny_text_encoder import write_tiny_bert
@@ -23,6 +26,40 @@ def pytest_configure() -> None:
     """Stops where jax did not get its eight devices: something imported it too early."""
     if jax.device_count() != 8:
         raise pytest.UsageError(f"tests need 8 CPU devices, jax has {jax.devices()}")
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Takes back what a door does to the root logger: its handler ends with the test's capture."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled programs of this session are found again."""
+    return tmp_path_factory.mktemp("compile_cache")
+
+
+@pytest.fixture(scope="module")
+def quick_compile(compile_cache: Path) -> Iterator[None]:
+    """Compiles large programs in half the time, unoptimised, and each of them only once."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(compile_cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

@@ -9,13 +9,11 @@ import pytest
 from opensep_jax import evaluate
 from opensep_jax.api import load_separator
 from opensep_jax.cli import run
-from opensep_jax.data.lists import pad_texts, render, test_mixtures, text_ids
+from opensep_jax.data.lists import list_mixtures, pad_texts, render, text_ids
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.separator import separate
 from opensep_jax.training.validation import mean_and_error
 from tests.tiny_checkpoint import shared_checkpoint
-
-test_mixtures.__test__ = False  # a function of the product, not a test
 
 
 def _evaluate(*argv: object) -> int:
@@ -44,7 +42,7 @@ def test_scores_equal_a_plain_computation(results: Path, tiny_dataset: Path):
     item = next(x for x in lines if (x["sources"], x["item"], x["wording"]) == (3, 4, "label"))
     _, net, params = load_separator(shared_checkpoint())
     dataset = PreparedDataset(tiny_dataset, "val")
-    mixture = test_mixtures(dataset, 10, 3, seed=0)[4]
+    mixture = list_mixtures(dataset, 10, 3, seed=0)[4]
     assert item["clips"] == [dataset.clips[i].path for i in mixture.clips]
     sources_ST = render(dataset, mixture, 4000, 2.5)
     states = [dataset.text.states(i) for i in text_ids(dataset, mixture, "label")]

@@ -13,11 +13,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 logger = logging.getLogger(__name__)
 
-_JSON_ITEMS = {"config": "config.json", "metrics": "metrics"}  # file of an item
+_CONFIG_FILE = "config.json"
 
 
 class CheckpointError(ValueError):
@@ -61,7 +62,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-        json_handler = ocp.JsonCheckpointHandler(filename=_JSON_ITEMS["config"])
+        json_handler = ocp.JsonCheckpointHandler(filename=_CONFIG_FILE)
         registry.add("config", ocp.args.JsonSave, json_handler)
         registry.add("config", ocp.args.JsonRestore, json_handler)
         self._manager = ocp.CheckpointManager(
@@ -180,7 +181,7 @@ def load_params(path: Path) -> tuple[dict, dict]:
     damaged: list[str] = []
     for step in reversed(steps) if wanted is None else (wanted,):
         try:
-            config = json.loads(_json_file(folder / str(step), "config").read_text())
+            config = json.loads(_config_file(folder / str(step)).read_text())
             return config | {"step": step}, _read_arrays(folder / str(step) / "ema")
         except Exception as error:  # as in `Checkpoints.save`
             damaged.append(f"{folder / str(step)} cannot be read: {_first_line(error)}")
@@ -195,7 +196,7 @@ def read_config(workdir: Path) -> dict | None:
         CheckpointError: if it cannot be read.
     """
     folder = _folder(workdir)
-    files = [_json_file(folder / str(step), "config") for step in _steps(folder)[::-1]]
+    files = [_config_file(folder / str(step)) for step in _steps(folder)[::-1]]
     files.insert(0, workdir / "config.json")
     for file in files:
         if file.exists():
@@ -215,22 +216,26 @@ def write_config(workdir: Path, config: dict) -> None:
 
 
 def _read_arrays(folder: Path) -> dict:
-    """A tree of arrays on the host."""
+    """The tree of arrays of an item, on the host."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.StandardCheckpointer() as reader:
-        shapes = dict(reader.metadata(folder).item_metadata)
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes
-        )
-        return jax.device_get(reader.restore(folder, target))
+    reader, folder = ocp.StandardCheckpointHandler(), epath.Path(folder)
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+        dict(reader.metadata(folder).tree),
+    )
+    arrays = reader.restore(folder, args=ocp.args.StandardRestore(target))
+    reader.close()
+    return jax.device_get(arrays)
 
 
 def _folder(workdir: Path) -> Path:
     return (Path(workdir) / "checkpoints").resolve()
 
 
-def _json_file(step_folder: Path, item: str) -> Path:
-    return step_folder / item / _JSON_ITEMS[item]
+def _config_file(step_folder: Path) -> Path:
+    """Where the config of a checkpoint is; the first runs had another name for it."""
+    file = step_folder / "config" / _CONFIG_FILE
+    return file if file.exists() else file.with_name("metadata")
 
 
 def _steps(folder: Path) -> list[int]:
@@ -245,8 +250,8 @@ def _set_aside_broken_json(folder: Path) -> None:
     broken = []
     for step_folder in (folder / str(step) for step in _steps(folder)):
         try:
-            json.loads(_json_file(step_folder, "config").read_text())
-            scores = _json_file(step_folder, "metrics")
+            json.loads(_config_file(step_folder).read_text())
+            scores = step_folder / "metrics" / "metrics"
             json.loads(scores.read_text() if scores.exists() else "{}")
         except (ValueError, OSError) as error:
             logger.warning("%s cannot be read: %s", step_folder, _first_line(error))
@@ -271,8 +276,9 @@ def _everywhere(good: bool) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    """The gist of an error, with the one behind it where orbax hides that."""
+    """The gist of an error: the first one of a chain, and its ends when it is long."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    line = (str(error).strip().splitlines() or [""])[0]
+    line = line if len(line) <= 300 else f"{line[:120]} ... {line[-180:]}"
+    return f"{type(error).__name__}: {line}"

@@ -10,7 +10,7 @@ from opensep_jax.data.records import PreparedDataset, RecordError
 
 
 @dataclasses.dataclass(frozen=True)
-class TestMixture:
+class ListedMixture:
     """One mixture.
 
     Attributes:
@@ -22,9 +22,9 @@ class TestMixture:
     seed: tuple[int, ...]
 
 
-def test_mixtures(
+def list_mixtures(
     dataset: PreparedDataset, number: int, sources: int, seed: int
-) -> list[TestMixture]:
+) -> list[ListedMixture]:
     """Mixtures of clips whose names come from different families.
 
     Names are drawn first, so every class counts alike. A name in no family is one by itself.
@@ -58,12 +58,12 @@ def test_mixtures(
             if len(chosen) == sources:
                 break
         clips = tuple(clips_of[name][rng.integers(len(clips_of[name]))] for name in chosen)
-        mixtures.append(TestMixture(clips, (seed, sources, item, 1)))
+        mixtures.append(ListedMixture(clips, (seed, sources, item, 1)))
     return mixtures
 
 
 def render(
-    dataset: PreparedDataset, mixture: TestMixture, samples: int, level_db: float
+    dataset: PreparedDataset, mixture: ListedMixture, samples: int, level_db: float
 ) -> np.ndarray:
     """Sources of a mixture, float32 [S, T]: cropped, equal RMS within +- `level_db`.
 
@@ -80,7 +80,7 @@ def render(
     return (sources_ST * min(1.0, 0.9 / max(peak, 1e-9))).astype(np.float32)
 
 
-def text_ids(dataset: PreparedDataset, mixture: TestMixture, wording: str) -> list[int]:
+def text_ids(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[int]:
     """Text id of each clip's first prompt of a kind."""
     ids = []
     for clip in mixture.clips:

@@ -95,9 +95,10 @@ class MixtureExamples:
 
     def _draw_clips(self, rng: np.random.Generator, count: int) -> list[int]:
         """Clips without a common name."""
-        chosen: list[int] = []
-        taken: set[str] = set()
-        for _ in range(100 * count):
+        for draw in range(100 * count):
+            if draw % (10 * count) == 0:  # what was chosen may rule out all others: start again
+                chosen: list[int] = []
+                taken: set[str] = set()
             if self._rule.balance_labels:
                 of_name = self._clips_of[self._names[rng.integers(len(self._names))]]
                 clip = of_name[rng.integers(len(of_name))]
@@ -149,7 +150,7 @@ def crop(clip_T: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarr
     power = np.square(clip_T[: blocks * _BLOCK_SAMPLES].astype(np.float32))
     total = np.concatenate([[0.0], np.cumsum(power.reshape(blocks, -1).sum(1, dtype=np.float64))])
     for start in rng.integers(room + 1, size=_CROP_TRIES):
-        first, last = start // _BLOCK_SAMPLES, min((start + samples) // _BLOCK_SAMPLES, blocks)
+        first, last = -(-start // _BLOCK_SAMPLES), (start + samples) // _BLOCK_SAMPLES  # whole ones
         mean_power = (total[last] - total[first]) / max(last - first, 1)
         if mean_power >= 0.25 * total[-1] / blocks:
             return clip_T[start : start + samples]

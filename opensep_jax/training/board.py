@@ -8,18 +8,34 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from PIL import Image
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from opensep_jax.training.panels import Exhibit
 
 
 class Board:
     """Writes scalars, sounds and pictures under a workdir; does nothing unless `active`."""
 
-    def __init__(self, workdir: Path, active: bool = True):
-        """Opens `events.*` and `metrics.jsonl` for appending."""
-        self._events = EventFileWriter(str(workdir)) if active else None
-        self._lines = (workdir / "metrics.jsonl").open("a") if active else None
+    def __init__(self, workdir: Path, first_step: int = 0, active: bool = True):
+        """Opens `events.*` and `metrics.jsonl` to go on after `first_step`.
+
+        What an earlier process wrote for later steps is dropped: from `metrics.jsonl` here, from
+        the events by TensorBoard when it reads them.
+        """
+        if not active:
+            self._events = self._lines = None
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        lines = workdir / "metrics.jsonl"
+        _drop_lines_after(first_step, lines)
+        self._lines = lines.open("a")
+        self._events = EventFileWriter(str(workdir))
+        session = SessionLog(status=SessionLog.START)
+        self._events.add_event(
+            Event(wall_time=time.time(), step=first_step + 1, session_log=session)
+        )
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Plain numbers by name."""
@@ -41,6 +57,13 @@ class Board:
             encoded_audio_string=buffer.getvalue(), content_type="audio/wav",
         )  # fmt: skip
         self._add(step, [Summary.Value(tag=name, audio=sound)])
+
+    def exhibit(self, step: int, name: str, exhibit: Exhibit) -> None:
+        """Sounds and pictures of a validation, their names after `name` and a slash."""
+        for sound, wave_T in exhibit.sounds.items():
+            self.audio(step, f"{name}/{sound}", wave_T, exhibit.sample_rate_hz)
+        for picture, image in exhibit.pictures.items():
+            self.image(step, f"{name}/{picture}", image)
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """A picture."""
@@ -74,3 +97,19 @@ class Board:
         event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
         self._events.add_event(event)
         self._events.flush()
+
+
+def _drop_lines_after(step: int, file: Path) -> None:
+    """Keeps the lines of steps up to `step`, and drops one that a kill cut short."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(file)

@@ -4,7 +4,7 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,13 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from opensep_jax.data import mix
-from opensep_jax.data.lists import test_mixtures
+from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.separator import SeparatorNet, predict_masks
+from opensep_jax.sharding import batch_parts, shard_whole_batch
 from opensep_jax.signal.stft import stft
 from opensep_jax.training.losses import LOSSES
-from opensep_jax.training.validation import jitted_scores, mean_and_error, mixture_batches
+from opensep_jax.training.panels import Exhibit
+from opensep_jax.training.step import Metrics
+from opensep_jax.training.validation import (
+    RULES,
+    jitted_scores,
+    mean_and_error,
+    mixture_batches,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +45,8 @@ class SeparatorTask:
         loss_weights: weight of each loss of `training.losses.LOSSES`.
         text_tokens: longest prompt in training, tokens; longer ones are cut.
         validation: settings of the fixed validation mixtures: `mixtures` of each number of
-            `sources`, `seconds`, `level_db`, `wording`, `batch`, `seed`.
+            `sources`, `seconds`, `level_db`, `wording`, `batch`, `seed`, and `panels`, how many
+            of each are shown.
     """
 
     net: SeparatorNet
@@ -72,6 +81,12 @@ class SeparatorTask:
         text_BPLC = jnp.zeros((1, 1, 1, self.train.info["text"]["width"]))
         return self.net.model.init(key, level_BFN, text_BPLC, jnp.ones((1, 1, 1), bool))["params"]
 
+    @property
+    def clips_per_example(self) -> float:
+        """Clips of a mixture, on average."""
+        counts = self.rule.counts
+        return sum(n * p for n, p in counts.items()) / sum(counts.values())
+
     def constants(self) -> dict[str, np.ndarray]:
         """The text table, kept on the devices."""
         return {"tokens": self.train.text.tokens_MC, "start": self.train.text.start_V}
@@ -96,8 +111,12 @@ class SeparatorTask:
 
     def loss(
         self, params: dict, batch: dict, constants: dict, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Weighted mean loss over targets, and its parts by level."""
+    ) -> tuple[jax.Array, Metrics]:
+        """Weighted loss, a mean over mixtures of the mean over their targets; and its parts.
+
+        Every mixture has a possible target and counts alike, so the loss of a batch is the mean
+        of the losses of its parts.
+        """
         targets = make_targets(self, batch, key)
         text_BPLC, text_mask_BPL = mix.gather_text(
             constants["tokens"], constants["start"], targets["text_id"], self.text_tokens
@@ -105,33 +124,72 @@ class SeparatorTask:
         mix_BFN = targets["mix"]
         mask_BPFN = predict_masks(self.net, params, jnp.abs(mix_BFN) ** 2, text_BPLC, text_mask_BPL)
         weight_BP = targets["possible"].astype(jnp.float32)
+        share_BP = weight_BP / weight_BP.sum(-1, keepdims=True)
         levels = {"single": ~targets["is_pair"], "pair": targets["is_pair"]}
         total, metrics = 0.0, {}
         for name, weight in self.loss_weights.items():
             if not weight:
                 continue
             loss_BP = LOSSES[name](targets["target"], mask_BPFN, mix_BFN[:, None])
-            total += weight * _weighted_mean(loss_BP, weight_BP)
+            total += weight * jnp.mean(jnp.sum(loss_BP * share_BP, axis=-1))
             for level, here_BP in levels.items():
-                metrics[f"loss/{name}/{level}"] = _weighted_mean(loss_BP, weight_BP * here_BP)
+                here_BP = weight_BP * here_BP
+                metrics[f"loss/{name}/{level}"] = (jnp.sum(loss_BP * here_BP), jnp.sum(here_BP))
         return total, metrics
 
-    def validate(self, params: dict) -> dict[str, float]:
-        """Mean SI-SDR improvement (dB) on the fixed mixtures, by number of sources and rule."""
-        settings, metrics, main = dict(self.validation), {}, []
-        counts, number, seed = (settings.pop(k) for k in ("sources", "mixtures", "seed"))
+    def validate(self, params: dict, mesh: jax.sharding.Mesh) -> tuple[dict[str, float], Exhibit]:
+        """Scores on the fixed mixtures, and the first few of them to hear and see.
+
+        Args:
+            params: of the network, whole on every device of `mesh`.
+            mesh: its devices share the mixtures.
+
+        Returns:
+            Mean SI-SDR improvement (dB) by number of sources and mask rule, `val/si_sdri` over all
+            (rule `limit`), and sounds and pictures.
+        """
+        settings, scores, main = dict(self.validation), {}, []
+        counts, number, seed, shown = (
+            settings.pop(k) for k in ("sources", "mixtures", "seed", "panels")
+        )
+        parts = batch_parts(mesh)
+        settings["batch"] = -(-settings["batch"] // parts) * parts
+        score = jitted_scores(self.net, mesh, stems=True)
+        exhibit = Exhibit(self.net.sample_rate_hz)
         for sources in counts:
-            mixtures = test_mixtures(self.val, number, sources, seed)
-            scores = [
-                jax.device_get(jitted_scores(self.net)(params, batch))
-                for batch in mixture_batches(self.val, mixtures, **settings)
-            ]
-            for rule in ("none", "limit", "normalise"):
-                values = np.concatenate([score[f"si_sdri_{rule}"] for score in scores])[:number]
-                metrics[f"val/si_sdri_{rule}/{sources}_sources"] = mean_and_error(values)[0]
-            main.append(metrics[f"val/si_sdri_limit/{sources}_sources"])
-        metrics["val/si_sdri"] = float(np.mean(main))
-        return metrics
+            mixtures = list_mixtures(self.val, number, sources, seed)
+            results = []
+            for batch in mixture_batches(self.val, mixtures, **settings):
+                result = jax.device_get(score(params, shard_whole_batch(batch, mesh)))
+                if not results:
+                    rows = range(min(shown, number, settings["batch"]))
+                    self._show(exhibit, mixtures, batch["sources"], result, rows)
+                results.append({k: v for k, v in result.items() if k not in ("stems", "masks")})
+            for rule in RULES:
+                values = np.concatenate([result[f"si_sdri_{rule}"] for result in results])[:number]
+                scores[f"val/si_sdri_{rule}/{sources}_sources"] = mean_and_error(values)[0]
+            main.append(scores[f"val/si_sdri_limit/{sources}_sources"])
+        return scores | {"val/si_sdri": float(np.mean(main))}, exhibit
+
+    def _show(
+        self,
+        exhibit: Exhibit,
+        mixtures: Sequence[ListedMixture],
+        sources_BST: np.ndarray,
+        result: dict[str, np.ndarray],
+        rows: Iterable[int],
+    ) -> None:
+        """Adds separated validation mixtures to an exhibit."""
+        for row in rows:
+            ids = text_ids(self.val, mixtures[row], self.validation["wording"])
+            exhibit.add_separation(
+                f"{sources_BST.shape[1]}_sources/{row}",
+                [self.val.text.prompts[i] for i in ids],
+                sources_BST[row],
+                result["stems"][row],
+                result["masks"][row],
+                self.net.stft,
+            )
 
 
 def make_targets(task: SeparatorTask, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
@@ -202,7 +260,3 @@ def build_separator_task(
         pairs=mix_settings["pairs"], targets=mix_settings["targets"], loss_weights=loss_weights,
         text_tokens=min(text_tokens, 8 * -(-train.text.longest // 8)), validation=validation,
     )  # fmt: skip
-
-
-def _weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opensep_jax.data.lists import TestMixture, pad_texts, render, text_ids
+from opensep_jax.data.lists import ListedMixture, pad_texts, render, text_ids
 from opensep_jax.data.records import PreparedDataset
 from opensep_jax.separator import MASK_RULES, SeparatorNet, predict_masks
+from opensep_jax.sharding import replicated
 from opensep_jax.signal.metrics import si_sdr_improvement, snr_improvement
 from opensep_jax.signal.stft import istft, stft
 
@@ -50,19 +51,27 @@ def score_mixtures(
 
 
 @functools.cache
-def jitted_scores(net: SeparatorNet) -> jax.stages.Wrapped:
-    """`score_mixtures` without stems and masks, jitted once per network."""
+def jitted_scores(
+    net: SeparatorNet, mesh: jax.sharding.Mesh | None = None, stems: bool = False
+) -> jax.stages.Wrapped:
+    """`score_mixtures`, jitted once for each of these arguments.
+
+    Args:
+        net: network and spectrogram.
+        mesh: with it the results are whole on every device, so that each process can read them.
+        stems: whether the results include `stems` and `masks`.
+    """
 
     def scores(params: dict, batch: dict) -> dict:
         result = score_mixtures(params, batch, net=net)
-        return {k: v for k, v in result.items() if k not in ("stems", "masks")}
+        return {k: v for k, v in result.items() if stems or k not in ("stems", "masks")}
 
-    return jax.jit(scores)
+    return jax.jit(scores, out_shardings=replicated(mesh) if mesh else None)
 
 
 def mixture_batches(
     dataset: PreparedDataset,
-    mixtures: Sequence[TestMixture],
+    mixtures: Sequence[ListedMixture],
     *,
     seconds: float,
     level_db: float,

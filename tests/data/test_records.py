@@ -96,9 +96,8 @@ def test_text_ids_are_ranks_of_keys_whatever_the_shards(folder: Path, tmp_path: 
     keys = sorted(records.prompt_key(prompt, ENCODER) for prompt in PROMPTS)
     assert PreparedDataset(folder, "train").text.ids == {key: i for i, key in enumerate(keys)}
     assert records.prompt_key("dog", "bert") != records.prompt_key("dog", "roberta")
-    assert records.prompt_key("dog", "bert") == "eb28fbbef2f0fb0cba0e1d4d0ff8b1ea"[:0] + (
-        records.prompt_key("dog", "bert")
-    )
+    # Golden: another hash would orphan every text table on disk.
+    assert records.prompt_key("dog", "bert") == "c79dafe76b8e157596e64577bd6149f8"
 
 
 def test_bytes_do_not_depend_on_when_they_are_written(folder: Path, tmp_path: Path):

@@ -1,0 +1,101 @@
+"""Lists of validation mixtures: fixed, fair, and no two sounds of a family in one mixture."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from opensep_jax.data import lists
+from opensep_jax.data.records import PreparedDataset, RecordError
+from tests.tiny_dataset import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def dataset(tiny_dataset) -> PreparedDataset:
+    return PreparedDataset(tiny_dataset, "val")
+
+
+def _names(dataset, mixture) -> list[str]:
+    return [dataset.clips[clip].sources[0].name for clip in mixture.clips]
+
+
+@pytest.mark.parametrize("sources", [2, 3, 6])
+def test_families_never_meet_and_classes_count_alike(dataset, sources):
+    family = {label: name for name, labels in FAMILIES.items() for label in labels}
+    mixtures = lists.list_mixtures(dataset, 300, sources, seed=1)
+    seen = Counter()
+    for mixture in mixtures:
+        names = _names(dataset, mixture)
+        assert len({family.get(name, name) for name in names}) == len(names) == sources
+        seen.update(names)
+    if sources < 6:
+        assert min(seen.values()) > 0.6 * 300 * sources / 8
+
+
+def test_the_same_list_whenever_it_is_made_and_however_long(dataset):
+    first = lists.list_mixtures(dataset, 20, 3, seed=1)
+    np.random.seed(0)
+    lists.list_mixtures(dataset, 5, 2, seed=1)
+    assert lists.list_mixtures(dataset, 20, 3, seed=1) == first
+    assert lists.list_mixtures(dataset, 7, 3, seed=1) == first[:7]
+    assert lists.list_mixtures(dataset, 20, 3, seed=2) != first
+    a, b = (lists.render(dataset, first[0], 8000, 2.5) for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+    # A golden item: lists of published scores must not change with the code.
+    assert _names(dataset, first[0]) == ["high tone", "clicks", "falling chirp"]
+
+
+def test_clips_of_several_sources_are_left_out():
+    def clip(*names):
+        return SimpleNamespace(sources=[SimpleNamespace(name=name) for name in names])
+
+    dataset = SimpleNamespace(
+        info={"families": {}}, clips=[clip("a", "b"), clip("a"), clip("b"), clip("c")],
+        folder="here", split="val",
+    )  # fmt: skip
+    mixtures = lists.list_mixtures(dataset, 50, 2, seed=0)
+    assert {clip for mixture in mixtures for clip in mixture.clips} == {1, 2, 3}
+    with pytest.raises(RecordError, match="split val has 3 families of sounds; mixtures of 4"):
+        lists.list_mixtures(dataset, 1, 4, seed=0)
+
+
+def test_too_few_families_are_refused(dataset):
+    with pytest.raises(RecordError, match="6 families of sounds; mixtures of 7 need as many"):
+        lists.list_mixtures(dataset, 1, 7, seed=0)
+
+
+def test_levels_stay_within_the_range_and_below_full_scale(dataset):
+    spread, loudest = [], []
+    for mixture in lists.list_mixtures(dataset, 100, 2, seed=3):
+        sources_ST = lists.render(dataset, mixture, 20_000, 2.5)
+        assert sources_ST.shape == (2, 20_000) and sources_ST.dtype == np.float32
+        rms_S = np.sqrt(np.mean(sources_ST.astype(np.float64) ** 2, axis=-1))
+        spread.append(20 * np.log10(rms_S[0] / rms_S[1]))
+        loudest.append(20 * np.log10(rms_S.max() / 0.1))
+        assert np.abs(sources_ST.sum(0)).max() <= 0.9 + 1e-6
+    assert max(np.abs(spread)) < 5.0 + 1e-3 and np.std(spread) > 1.5
+    assert max(loudest) < 2.5 + 1e-3
+    (same,) = lists.list_mixtures(dataset, 1, 2, seed=4)
+    rms_S = np.sqrt(np.mean(lists.render(dataset, same, 20_000, 0.0) ** 2, axis=-1))
+    np.testing.assert_allclose(rms_S, rms_S[0], rtol=1e-5)
+
+
+def test_texts_of_a_mixture(dataset):
+    (mixture,) = lists.list_mixtures(dataset, 1, 3, seed=1)
+    prompts = [dataset.text.prompts[i] for i in lists.text_ids(dataset, mixture, "label")]
+    assert prompts == _names(dataset, mixture)
+    captions = [dataset.text.prompts[i] for i in lists.text_ids(dataset, mixture, "caption")]
+    assert captions == [f"The sound of {name}, take 1." for name in prompts]
+    with pytest.raises(RecordError, match=r"has no prompt of kind 'description', only caption,"):
+        lists.text_ids(dataset, mixture, "description")
+
+
+def test_padded_texts_keep_their_states():
+    states = [np.full((n, 2), n, np.float32) for n in (3, 1, 5)]
+    padded, mask = lists.pad_texts(states, 6)
+    assert padded.shape == (3, 6, 2) and padded.dtype == np.float32
+    assert mask.sum(1).tolist() == [3, 1, 5]
+    for row, states_LC in enumerate(states):
+        np.testing.assert_array_equal(padded[row][mask[row]], states_LC)
+        assert not padded[row][~mask[row]].any()

@@ -1,0 +1,361 @@
+"""Whole runs: resuming, refusing, halting, and what a run leaves behind."""
+
+import io
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from opensep_jax import sharding, train
+from opensep_jax.checkpoint.state import Checkpoints, load_params
+from opensep_jax.cli import DoorError
+from opensep_jax.data import records
+from tests import tiny_run
+from tests.tiny_run import STEPS
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+CONFIG_FILE = Path(__file__).resolve().parent.parent / "configs" / "debug.py"
+
+
+def _run(folder: Path, workdir: Path, data: int = 1, fsdp: int = 1, **changes: object) -> None:
+    changes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__fsdp_min_size": 64} | changes
+    config = tiny_run.tiny_config(folder, **changes)
+    train.main(config, workdir, jax.devices()[: data * fsdp])
+
+
+@pytest.fixture(scope="module")
+def straight(
+    tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory, quick_compile: None
+) -> Path:
+    """Workdir of a run on one device that nothing has interrupted; read only."""
+    workdir = tmp_path_factory.mktemp("straight")
+    _run(tiny_dataset, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def abandoned(
+    tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory, quick_compile: None
+) -> Path:
+    """Workdir of the same run, left without closing anything after some steps past a checkpoint."""
+    workdir, calls = tmp_path_factory.mktemp("abandoned"), []
+    shard_batch = sharding.shard_batch
+
+    def break_off(*args: object) -> dict:
+        calls.append(1)
+        if len(calls) == STEPS // 2 + 5:
+            raise InterruptedError
+        return shard_batch(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "shard_batch", break_off)
+        patch.setattr(Checkpoints, "close", lambda self: None)
+        with pytest.raises(InterruptedError):
+            _run(tiny_dataset, workdir)
+    _wait_for(workdir / "checkpoints" / str(STEPS // 2))
+    return workdir
+
+
+def _wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise TimeoutError(path)
+
+
+def test_what_a_run_leaves(straight: Path, tiny_dataset: Path):
+    steps = sorted(int(p.name) for p in (straight / "checkpoints").iterdir())
+    assert steps == [STEPS // 2, STEPS]
+    step_folder = straight / "checkpoints" / str(STEPS)
+    assert {"state", "ema", "config"} <= {p.name for p in step_folder.iterdir()}
+    description = json.loads((straight / "config.json").read_text())
+    assert json.loads((step_folder / "config" / "config.json").read_text()) == description
+    assert description["config"]["train"]["steps"] == STEPS
+    assert description["text_encoder"]["width"] == 16
+
+    losses = tiny_run.read_metrics(straight)
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    expected, _ = tiny_run.steps(tiny_dataset, STEPS)
+    np.testing.assert_allclose([loss for _, loss in losses], expected, rtol=1e-6)
+    for name in ("steps_per_s", "clips_per_s", "data_wait_s", "learning_rate", "gradient_norm"):
+        assert len(tiny_run.read_metrics(straight, name)) == STEPS
+    assert [step for step, _ in tiny_run.read_metrics(straight, "val/si_sdri")] == [STEPS]
+
+
+def test_what_tensorboard_shows(straight: Path):
+    events = EventAccumulator(str(straight)).Reload()
+    tags = events.Tags()
+    assert {"loss", "clips_per_s", "val/si_sdri"} <= set(tags["scalars"])
+    assert {f"val/2_sources/0/{name}" for name in ("mixture", "1_target", "2_estimate")} <= set(
+        tags["audio"]
+    )
+    (image,) = events.Images("val/2_sources/0")
+    picture = Image.open(io.BytesIO(image.encoded_image_string))
+    assert picture.width > 900 and picture.height > 400
+    (text,) = events.Tensors("config")
+    assert b'"learning_rate": 0.001' in text.tensor_proto.string_val[0]
+
+
+def test_a_run_that_broke_off_goes_on_to_the_last_digit(
+    straight: Path, abandoned: Path, tiny_dataset: Path, tmp_path: Path
+):
+    shutil.copytree(abandoned, tmp_path, dirs_exist_ok=True)
+    assert len(tiny_run.read_metrics(tmp_path)) > STEPS // 2  # steps that will be done again
+    with tiny_run.count_compilations("train_step") as events:
+        _run(tiny_dataset, tmp_path)
+    assert sorted(events) == ["compile", "trace"]
+    assert tiny_run.read_metrics(tmp_path) == tiny_run.read_metrics(straight)
+    tiny_run.assert_same_arrays(
+        tiny_run.read_state(tmp_path, STEPS), tiny_run.read_state(straight, STEPS)
+    )
+    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [event.step for event in scalars] == list(range(1, STEPS + 1))
+
+
+def test_resuming_on_another_mesh(
+    straight: Path, abandoned: Path, tiny_dataset: Path, tmp_path: Path
+):
+    shutil.copytree(abandoned, tmp_path, dirs_exist_ok=True)
+    _run(tiny_dataset, tmp_path, data=4, fsdp=2)
+    steps, losses = zip(*tiny_run.read_metrics(tmp_path), strict=True)
+    assert steps == tuple(range(1, STEPS + 1))
+    expected = [loss for _, loss in tiny_run.read_metrics(straight)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_a_finished_run_stays_as_it_is(straight: Path, tiny_dataset: Path, tmp_path: Path):
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    _run(tiny_dataset, tmp_path)
+    assert tiny_run.read_metrics(tmp_path) == tiny_run.read_metrics(straight)
+
+
+def test_parameters_to_start_from(straight: Path, tiny_dataset: Path):
+    run = tiny_run.start(tiny_dataset, train__init_from=str(straight))
+
+    class Nothing:
+        def restore_newest(self, *_: object) -> None:
+            return None
+
+    state = train.first_state(run, Nothing())
+    _, params = load_params(straight)
+    assert int(state.step) == 0
+    for tree in (state.params, state.ema):
+        jax.tree.map(np.testing.assert_array_equal, tree, params)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"optim__learning_rate": 0.5}, "optim.learning_rate: 0.001 there, 0.5 now"),
+        ({"seed": 7}, "seed: 0 there, 7 now"),
+        ({"data__crop_s": 0.32}, "data.crop_s: 0.256 there, 0.32 now"),
+        ({"mix__counts__3": 0.5}, "mix.counts.3: 0.0 there, 0.5 now"),
+        ({"model__dtype": "bfloat16"}, "model.dtype: 'float32' there, 'bfloat16' now"),
+        ({"train__batch": 16}, "train.batch: 8 there, 16 now"),
+    ],
+)
+def test_another_config_is_refused(straight: Path, tiny_dataset: Path, changes: dict, message: str):
+    before = (straight / "config.json").read_bytes()
+    with pytest.raises(DoorError, match="holds a run of another config") as error:
+        _run(tiny_dataset, straight, **changes)
+    assert f"({message}); use another --workdir" in str(error.value)
+    assert (straight / "config.json").read_bytes() == before
+
+
+def test_other_records_are_refused(straight: Path, tiny_dataset: Path, tmp_path: Path):
+    shutil.copytree(tiny_dataset, tmp_path / "moved")
+    _run(tmp_path / "moved", straight)  # the same, elsewhere
+    info = json.loads((tmp_path / "moved" / "dataset.json").read_text())
+    info["splits"]["train"]["seconds"] += 1
+    (tmp_path / "moved" / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(DoorError, match="records.train.seconds: .* there, .* now"):
+        _run(tmp_path / "moved", straight)
+
+
+def test_a_config_without_checkpoints_is_refused_too(
+    straight: Path, tiny_dataset: Path, tmp_path: Path
+):
+    shutil.copy(straight / "config.json", tmp_path)
+    with pytest.raises(DoorError, match="seed: 0 there, 1 now"):
+        _run(tiny_dataset, tmp_path, seed=1)
+
+
+def _poisoned(folder: Path, copy: Path, first_step: int) -> Path:
+    """Records with NaN in those prompts that no step before `first_step` asks for."""
+    shutil.copytree(folder, copy)
+    run, used = tiny_run.start(folder), set()
+    for _, batch in zip(range(first_step), run.batches(0), strict=False):
+        used |= set(batch["text_id"].ravel().tolist())
+    text = run.task.train.text
+    rows = [
+        (key, text.prompts[i], text.states(i) if i in used else text.states(i) * np.nan)
+        for key, i in text.ids.items()
+    ]
+    assert len(used & set(text.ids.values())) < len(rows)
+    records.write_text_shard(copy / records.shard_name("text", 0, 1), rows)
+    return copy
+
+
+def test_a_batch_that_is_not_finite_stops_the_run(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, workdir = _poisoned(tiny_dataset, tmp_path / "bad", first_step=2), tmp_path / "run"
+    # Neither logged nor saved in most steps: the bad one must be found all the same.
+    cadence = {"train__save_every_steps": 4, "train__log_every_steps": 7}
+    monkeypatch.setattr(train, "CONFIG", _Flag(tiny_run.tiny_config(folder, **cadence)))
+    monkeypatch.setattr(train, "WORKDIR", _Flag(str(workdir)))
+    for name in ("DEBUG", "DISTRIBUTED", "COORDINATOR"):
+        monkeypatch.setattr(train, name, _Flag(False))
+    monkeypatch.setattr(jax, "devices", lambda devices=jax.devices(): devices[:1])
+    output = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", output)
+    with pytest.raises(SystemExit) as exit_info:
+        train._main(["train"])
+    assert exit_info.value.code == 2
+    message = output.getvalue().splitlines()[-1]
+    bad = int(message.split("step ")[1].split(" ")[0])
+    assert 3 <= bad < STEPS
+    assert f"step {bad} is not finite (constants: tokens; metrics: " in message
+    assert "gradients: " in message and "/kernel" in message
+    assert "Finite are parameters, optimiser, batch" in message
+    # What is on disk is good, and of the last save before.
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*")]
+    assert max(steps, default=0) == (bad - 1) // 4 * 4
+    for step in steps:
+        for name, value in tiny_run.read_state(workdir, step).items():
+            assert np.isfinite(value).all(), name
+    lines = (workdir / "metrics.jsonl").read_text()
+    assert "NaN" not in lines
+
+
+class _Flag:
+    """A flag that was given."""
+
+    def __init__(self, value: object):
+        self.value = value
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command with flags; exit code and what it said."""
+
+    def call(*argv: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["train", *map(str, argv)])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
+            train.cli()
+        return exit_info.value.code, capfd.readouterr().err
+
+    return call
+
+
+def _flags(folder: Path, tmp_path: Path, **changes: object) -> list[str]:
+    given = [f"--config.{k.replace('__', '.')}={v}" for k, v in changes.items()]
+    return [
+        f"--config={CONFIG_FILE}", f"--workdir={tmp_path / 'run'}",
+        f"--config.data.folder={folder}", *given,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train__batch": 12}, "train.batch=12 is not divisible by 8 devices"),
+        ({"train__accumulation": 2}, "times train.accumulation=2"),
+        ({"sample_rate_hz": 8000}, "records at 16000 Hz, but sample_rate_hz=8000 in the config"),
+        ({"mesh__fsdp": 3}, "mesh data=-1, fsdp=3, tensor=1 does not fit 8 devices"),
+        ({"optim__warmup_steps": 20}, "optim.warmup_steps=20 must be below train.steps=20"),
+        ({"model__size": "huge"}, "model.size='huge' is not known; known are debug, "),
+        ({"task": "captioner"}, "config.task='captioner' is not known"),
+        ({"train__init_from": "nowhere"}, "no checkpoints here"),
+        ({"train__batch": "many"}, "train.batch"),
+        ({"optim__lernrate": 1}, "lernrate"),
+    ],
+)
+def test_what_cannot_start_says_why(
+    cli: Callable, tiny_dataset: Path, tmp_path: Path, changes: dict, message: str
+):
+    code, said = cli(*_flags(tiny_dataset, tmp_path, **changes))
+    assert code == 2 and message in said
+    assert "Traceback" not in said
+
+
+def test_data_that_cannot_be_used(cli: Callable, tiny_dataset: Path, tmp_path: Path):
+    code, said = cli(*_flags(tmp_path / "absent", tmp_path))
+    assert code == 2 and f"{tmp_path / 'absent'}: no dataset.json" in said
+    code, said = cli(f"--config={CONFIG_FILE}", f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and "config.data.folder is empty" in said
+    shutil.copytree(tiny_dataset, tmp_path / "old")
+    info = json.loads((tmp_path / "old" / "dataset.json").read_text())
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps(info | {"schema": 99}))
+    code, said = cli(*_flags(tmp_path / "old", tmp_path))
+    assert code == 2 and "schema 99, this version reads 1" in said
+    assert "prepare the data again" in said
+
+
+def test_config_files_that_cannot_be_used(cli: Callable, tmp_path: Path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    code, said = cli("--config=configs/absent.py", workdir)
+    assert code == 2 and "configs/absent.py" in said and "Traceback" not in said
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:")
+    code, said = cli(f"--config={broken}", workdir)
+    assert code == 2 and "broken.py" in said
+    code, said = cli(workdir)
+    assert code == 2 and "--config" in said
+    code, said = cli(f"--config={CONFIG_FILE}", workdir, "stray")
+    assert code == 2 and "unexpected arguments: stray" in said
+
+
+def test_a_refused_workdir_from_the_command_line(cli: Callable, straight: Path, tiny_dataset: Path):
+    code, said = cli(
+        f"--config={CONFIG_FILE}", f"--workdir={straight}", f"--config.data.folder={tiny_dataset}",
+        "--config.seed=3",
+    )  # fmt: skip
+    assert code == 2 and "seed: 0 there, 3 now" in said
+
+
+def test_a_full_disk_stops_the_run(
+    abandoned: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The next save fails: the message says so, and the checkpoint before is whole."""
+    shutil.copytree(abandoned, tmp_path, dirs_exist_ok=True)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
+    with pytest.raises(ValueError) as error:
+        _run(tiny_dataset, tmp_path)
+    assert f"checkpoints/{STEPS} cannot be written: OSError: " in str(error.value)
+    assert f"No space left on device; whole checkpoints: {STEPS // 2}" in str(error.value)
+    assert load_params(tmp_path)[0]["step"] == STEPS // 2
+
+
+def test_a_damaged_newest_checkpoint(
+    straight: Path, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """The one before is used, and the steps are done again with the same result."""
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "checkpoints" / str(STEPS) / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING, "opensep_jax"):
+        _run(tiny_dataset, tmp_path)
+    assert f"checkpoints/{STEPS} cannot be read" in caplog.text
+    assert tiny_run.read_metrics(tmp_path) == tiny_run.read_metrics(straight)
+    tiny_run.assert_same_arrays(
+        tiny_run.read_state(tmp_path, STEPS), tiny_run.read_state(straight, STEPS)
+    )

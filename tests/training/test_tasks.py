@@ -1,0 +1,138 @@
+"""The separator's training step: the same on any mesh, compiled once, and it learns."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opensep_jax import sharding, train
+from opensep_jax.data.records import RecordError
+from opensep_jax.training import tasks
+from tests import tiny_run
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+MESHES = [(8, 1), (4, 2)]  # data, fsdp
+
+
+@pytest.mark.parametrize("data, fsdp", MESHES)
+def test_eight_devices_give_the_losses_of_one(tiny_dataset: Path, data: int, fsdp: int):
+    run, _ = tiny_run.stepper(tiny_dataset, data, fsdp)
+    split = [not s.is_fully_replicated for s in jax.tree.leaves(run.layout.params)]
+    assert sum(split) > 30 if fsdp > 1 else not any(split)
+    expected, state_of_one = tiny_run.steps(tiny_dataset, 10)
+    losses, state = tiny_run.steps(tiny_dataset, 10, data, fsdp)
+    assert np.ptp(expected) > 0.5 and run.config.optim.learning_rate > 0
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    others = jax.tree.leaves(state_of_one.params)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(state.params), others, strict=True):
+        name = jax.tree_util.keystr(path)
+        if "_k'" not in name or "bias" not in name:  # softmax ignores it: its gradient is noise
+            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
+    if fsdp > 1:  # parameters, moments and average stay split
+        kernel = state.params["bottom_film"]["conv0"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // fsdp
+
+
+def test_the_step_is_compiled_once(tiny_dataset: Path):
+    run = tiny_run.start(tiny_dataset)
+    step_fn, state = train.jit_step(run), tiny_run.first_state(run, tiny_dataset)
+    with tiny_run.count_compilations("train_step") as events:
+        for _, batch in zip(range(4), run.batches(0), strict=False):
+            batch = sharding.shard_batch(batch, run.mesh)
+            state, _ = step_fn(state, batch, run.constants, run.key)
+    assert sorted(events) == ["compile", "trace"]
+
+
+def test_the_loss_falls_on_one_batch(tiny_dataset: Path):
+    run, step_fn = tiny_run.stepper(tiny_dataset)
+    state = tiny_run.first_state(run, tiny_dataset)
+    batch = sharding.shard_batch(next(run.batches(0)), run.mesh)
+    losses = []
+    for _ in range(tiny_run.STEPS):
+        state, metrics = step_fn(state, batch, run.constants, run.key)
+        losses.append(float(metrics["loss"]))
+    # Gains and targets are drawn anew in every step, so single losses scatter.
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
+
+
+def test_recomputing_activations_changes_nothing(tiny_dataset: Path):
+    expected, _ = tiny_run.steps(tiny_dataset, 4)
+    losses, _ = tiny_run.steps(tiny_dataset, 4, model__remat=True)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [0, 3])
+def test_the_loss_of_a_batch_is_the_mean_over_its_parts(
+    tiny_dataset: Path, targets: int, monkeypatch: pytest.MonkeyPatch
+):
+    """With mixtures of two to four clips, which have different numbers of targets."""
+
+    def masks(net: object, params: dict, power_BFN: jax.Array, text_BPLC: jax.Array, _: object):
+        prompt_BP = text_BPLC.astype(jnp.float32).mean((2, 3))
+        return jax.nn.sigmoid(jnp.log1p(power_BFN)[:, None] * prompt_BP[..., None, None])
+
+    monkeypatch.setattr(tasks, "predict_masks", masks)  # cheaper than the network
+    counts = {f"mix__counts__{n}": 1 / 3 for n in "234"}
+    run = tiny_run.start(tiny_dataset, mix__targets=targets, mix__pairs="all", **counts)
+    batch = next(run.batches(0))
+    assert len(set(batch["count"])) == 3
+    loss_fn = jax.jit(run.task.loss)
+
+    def in_parts(number: int) -> tuple[float, dict[str, float]]:
+        parts = [{k: v[i::number] for k, v in batch.items()} for i in range(number)]
+        losses, metrics = zip(
+            *(loss_fn({}, part, run.constants, run.key) for part in parts), strict=True
+        )
+        sums = {k: np.sum([metric[k] for metric in metrics], axis=0) for k in metrics[0]}
+        return np.mean(losses), {k: total / weight for k, (total, weight) in sums.items()}
+
+    expected, expected_metrics = in_parts(1)
+    for number in (2, 4):
+        loss, metrics = in_parts(number)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        for name, value in expected_metrics.items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data, fsdp", [(1, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulation_gives_the_losses_of_one_part(
+    tiny_dataset: Path, data: int, fsdp: int, accumulation: int
+):
+    expected, _ = tiny_run.steps(tiny_dataset, 10, train__batch=16)
+    losses, _ = tiny_run.steps(
+        tiny_dataset, 10, data, fsdp, train__batch=16, train__accumulation=accumulation
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_validation_is_the_same_on_eight_devices(tiny_dataset: Path):
+    params, found = tiny_run.params_of(tiny_dataset), []
+    for data in (1, 8):
+        run = tiny_run.start(tiny_dataset, data)
+        found.append(run.task.validate(params, run.mesh))
+    (scores, exhibit), (other_scores, other) = found
+    assert set(scores) == {
+        "val/si_sdri",
+        *(f"val/si_sdri_{rule}/2_sources" for rule in ("none", "limit", "normalise")),
+    }
+    for name, value in scores.items():
+        np.testing.assert_allclose(other_scores[name], value, atol=1e-3)
+    assert list(exhibit.pictures) == ["2_sources/0"]
+    assert len(exhibit.sounds) == 5 and exhibit.sounds.keys() == other.sounds.keys()
+    for name, wave_T in exhibit.sounds.items():
+        assert wave_T.shape == (4000,)
+        np.testing.assert_allclose(other.sounds[name], wave_T, atol=1e-5)
+
+
+def test_records_of_another_rate_are_refused(tiny_dataset: Path):
+    with pytest.raises(RecordError, match="records at 16000 Hz, but sample_rate_hz=8000"):
+        tiny_run.start(tiny_dataset, sample_rate_hz=8000)
+
+
+def test_clips_of_an_example_on_average(tiny_dataset: Path):
+    run = tiny_run.start(tiny_dataset, mix__counts__2=1.0, mix__counts__4=3.0)
+    assert run.task.clips_per_example == pytest.approx(3.5)
