@@ -340,6 +340,11 @@ def _checked_queries(queries: Sequence[str]) -> tuple[str, ...]:
     wrong = [q for q in queries if not isinstance(q, str) or not q.strip()]
     if wrong or not len(queries):
         raise ValueError(f"need at least one query and none empty, got {list(queries)!r}")
+    for query in queries:
+        try:
+            query.encode()
+        except UnicodeEncodeError as error:  # half a character, of bytes that are not UTF-8
+            raise ValueError(f"query {query!r} is not valid Unicode: {error.reason}") from error
     return tuple(queries)
 
 

@@ -10,6 +10,7 @@ sources and scores), `results.json` and `results.md`.
 import argparse
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Scores every list and writes the files."""
     counts = _numbers(args.num_sources)
+    _check_flags(args)
     wordings = args.wordings.split(",")
     unknown = [wording for wording in wordings if wording not in WORDINGS]
     if unknown:
@@ -203,6 +205,18 @@ def _check_fits(config: dict, dataset: PreparedDataset, args: argparse.Namespace
         raise DoorError(
             f"checkpoint {args.checkpoint} and data {args.data} do not fit: {'; '.join(wrong)}"
         )
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Refuses numbers that no list can be made of."""
+    for name in ("mixtures", "batch", "seconds"):
+        value = getattr(args, name)
+        if not 0 < value < math.inf:
+            raise DoorError(f"--{name} {value} must be positive")
+    if not 0 <= args.level_db < math.inf:
+        raise DoorError(f"--level_db {args.level_db} must not be negative")
+    if args.seed < 0:
+        raise DoorError(f"--seed {args.seed} must not be negative")
 
 
 def _numbers(text: str) -> list[int]:

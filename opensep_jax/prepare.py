@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,12 @@ def main(args: argparse.Namespace) -> int:
     """Prepares this process's share; the last process to finish writes `dataset.json`."""
     if not 0 <= args.shard < args.num_shards:
         raise DoorError(f"--shard {args.shard} is not within --num_shards {args.num_shards}")
-    if args.max_seconds <= 0 or args.sample_rate_hz <= 0:
+    if not 0 < args.max_seconds < math.inf or args.sample_rate_hz <= 0:
         raise DoorError("--max_seconds and --sample_rate_hz must be positive")
+    if args.max_seconds * args.sample_rate_hz < 1:
+        raise DoorError(f"--max_seconds {args.max_seconds:g} is less than one sample")
+    if args.max_tokens < 3:  # two of them are special
+        raise DoorError(f"--max_tokens {args.max_tokens} has no room for a word; 3 is the least")
     dataset = datasets.READERS[args.dataset](args.root)
     encoder = load_text_encoder(args.text_encoder, args.max_tokens)
     args.out.mkdir(parents=True, exist_ok=True)

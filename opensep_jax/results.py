@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ import numpy as np
 from opensep_jax.api import Separation
 from opensep_jax.cli import DoorError
 from opensep_jax.signal.write import quantize
+
+logger = logging.getLogger("opensep_jax")
 
 CLIP_POLICIES = ("clamp", "rescale")
 _RECORD = "separation.json"
@@ -215,7 +218,11 @@ def merge(out: Path) -> int:
     lines = [line for name in names for line in _read_lines(out / name)]
     path = out / "manifest.jsonl"
     _write_lines(path, _joined(_read_lines(path), lines))
-    return sum(line["status"] == "error" for line in lines)
+    failed = [line["input"] for line in lines if line["status"] == "error"]
+    logger.info("%s: %d inputs of %d shards", path, len(lines), len(names))
+    for given in failed:
+        logger.error("failed: %s", given)
+    return len(failed)
 
 
 def _joined(earlier: list[dict], lines: list[dict]) -> list[dict]:

@@ -30,7 +30,11 @@ def build_separator(
     """Network by the name of its size (`models.unet.SIZES`) and its spectrogram."""
     if size not in SIZES:
         raise ValueError(f"model.size={size!r} is not known; known are {', '.join(SIZES)}")
-    model = UNet(**SIZES[size], remat=remat, dtype=jnp.dtype(dtype))
+    try:
+        dtype = jnp.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"model.dtype={dtype!r} is not known, unlike float32, bfloat16") from error
+    model = UNet(**SIZES[size], remat=remat, dtype=dtype)
     return SeparatorNet(model, Stft(n_fft_samples, hop_samples), sample_rate_hz)
 
 

@@ -166,6 +166,7 @@ def test_long_prompts_are_cut_and_noted(separator: Separator):
         (np.zeros(9, np.float32), 16_000, [], "at least one query"),
         (np.zeros(9, np.float32), 16_000, ["dog", " "], "none empty"),
         (np.zeros(9, np.float32), 16_000, "dog", "list of texts"),
+        (np.zeros(9, np.float32), 16_000, ["\udcff"], "not valid Unicode"),
     ],
 )
 def test_bad_arguments_are_refused(separator, samples, rate_hz, queries, message):

@@ -95,6 +95,11 @@ def test_mean_and_error_of_known_numbers():
         (["--split", "test"], "no split 'test'"),
         (["--num_sources", "9"], "families"),
         (["--checkpoint", "nowhere"], "nowhere"),
+        (["--batch", "0"], "--batch 0 must be positive"),
+        (["--mixtures", "0"], "--mixtures 0 must be positive"),
+        (["--seconds", "-1"], "--seconds -1.0 must be positive"),
+        (["--level_db", "nan"], "--level_db nan must not be negative"),
+        (["--seed", "-1"], "--seed -1 must not be negative"),
     ],
 )
 def test_what_cannot_run_is_named(

@@ -328,7 +328,9 @@ def test_merge_says_what_failed_and_what_is_missing(tmp_path: Path, capsys):
     assert _infer(tmp_path / "no.wav", "--out", tmp_path, "--num_shards", 2, "--shard", 1) == 0
     assert _infer("--merge", tmp_path) == 1
     assert len(_manifest(tmp_path / "manifest.jsonl")) == 1
-    capsys.readouterr()
+    said = capsys.readouterr().err
+    assert "manifest.jsonl: 1 inputs of 2 shards" in said
+    assert f"failed: {tmp_path / 'no.wav'}" in said
     (tmp_path / "manifest-0-of-3.jsonl").write_text("")
     assert _infer("--merge", tmp_path) == 2
     assert "found those of 2 and of 3 shards" in capsys.readouterr().err

@@ -338,6 +338,9 @@ def test_a_shard_whose_files_are_all_bad(tmp_path, tiny_sounds, tiny_encoder):
         (("--num_shards", "2", "--shard", "2"), "--shard 2 is not within --num_shards 2"),
         (("--max_seconds", "0"), "--max_seconds and --sample_rate_hz must be positive"),
         (("--sample_rate_hz", "-1"), "--max_seconds and --sample_rate_hz must be positive"),
+        (("--max_seconds", "nan"), "--max_seconds and --sample_rate_hz must be positive"),
+        (("--max_seconds", "1e-6"), "--max_seconds 1e-06 is less than one sample"),
+        (("--max_tokens", "-1"), "--max_tokens -1 has no room for a word"),
     ],
 )
 def test_a_run_that_cannot_start_says_why(

@@ -167,6 +167,11 @@ def test_unknown_sizes_are_named():
             size="huge", dtype="float32", remat=False, n_fft_samples=128, hop_samples=64,
             sample_rate_hz=16000,
         )  # fmt: skip
+    with pytest.raises(ValueError, match="model.dtype='float99' is not known"):
+        build_separator(
+            size="debug", dtype="float99", remat=False, n_fft_samples=128, hop_samples=64,
+            sample_rate_hz=16000,
+        )  # fmt: skip
 
 
 def test_abstract_parameters_are_those_of_init():

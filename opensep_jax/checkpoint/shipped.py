@@ -24,14 +24,15 @@ SCHEMA_VERSION = 1
 SHIPPED = {"demo": "assets/demo"}  # folders inside the package by name
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-# What a separator cannot be built without.
+# What a separator cannot be built without; numbers are positive.
 _REQUIRED = {
-    "model": ("size", "dtype"),
-    "stft": ("n_fft_samples", "hop_samples"),
-    "sample_rate_hz": (),
-    "text_encoder": ("name", "id", "width", "max_tokens"),
-    "window_s": (),
+    "model": {"size": str, "dtype": str},
+    "stft": {"n_fft_samples": int, "hop_samples": int},
+    "sample_rate_hz": int,
+    "text_encoder": {"name": str, "id": str, "width": int, "max_tokens": int},
+    "window_s": float,
 }
+_KINDS = {str: "a text", int: "a whole number above 0", float: "a number above 0"}
 
 
 def export(folder: str | os.PathLike, params: Mapping, config: Mapping) -> None:
@@ -168,12 +169,35 @@ def _check_config(config: object, where: str) -> None:
             f"{where}: schema {config.get('schema')!r} and task {config.get('task')!r}; "
             f"this version loads schema {SCHEMA_VERSION} and task 'separator'"
         )
-    missing = []
+    missing, leaves = [], {}
     for key, parts in _REQUIRED.items():
         value = config.get(key)
-        if value is None or (parts and not isinstance(value, Mapping)):
+        if value is None or (isinstance(parts, dict) and not isinstance(value, Mapping)):
             missing.append(key)
-        else:
+        elif isinstance(parts, dict):
             missing += [f"{key}.{part}" for part in parts if part not in value]
+            leaves |= {f"{key}.{part}": (value.get(part), parts.get(part)) for part in value}
+        else:
+            leaves[key] = value, parts
     if missing:
         raise ValueError(f"{where}: the config lacks {', '.join(missing)}")
+    wrong = [
+        f"{name}={value!r} is not {_KINDS[kind]}"
+        for name, (value, kind) in leaves.items()
+        if kind and not _is_of(value, kind)
+    ]
+    wrong += [
+        f"{name} is not known"
+        for name, (_, kind) in leaves.items()
+        if kind is None and name.startswith("stft.")
+    ]
+    if wrong:
+        raise ValueError(f"{where}: in the config, {'; '.join(wrong)}")
+
+
+def _is_of(value: object, kind: type) -> bool:
+    """Whether a value from JSON is a text, or a positive number."""
+    if kind is str:
+        return isinstance(value, str)
+    numeric = isinstance(value, int if kind is int else int | float)
+    return numeric and not isinstance(value, bool) and 0 < value < float("inf")

@@ -108,6 +108,27 @@ def test_unusable_configs_are_named(folder: Path, text: str, message: str):
         shipped.load(folder, shapes_of)
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("sample_rate_hz", "abc", "sample_rate_hz='abc' is not a whole number above 0"),
+        ("sample_rate_hz", True, "sample_rate_hz=True is not a whole number"),
+        ("window_s", -1, "window_s=-1 is not a number above 0"),
+        ("text_encoder.width", "x", "text_encoder.width='x' is not a whole"),
+        ("text_encoder.max_tokens", -3, "text_encoder.max_tokens=-3 is not a whole"),
+        ("model.size", 3, "model.size=3 is not a text"),
+        ("stft.bogus", 1, "stft.bogus is not known"),
+    ],
+)
+def test_values_of_another_kind_are_named(folder: Path, key: str, value: object, message: str):
+    config = json.loads((folder / "config.json").read_text())
+    *groups, last = key.split(".")
+    (config[groups[0]] if groups else config)[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        shipped.load(folder, shapes_of)
+
+
 @pytest.mark.parametrize("name", ["", "demos", "no/such/folder"])
 def test_unknown_names_list_the_known_ones(name: str):
     with pytest.raises(ValueError, match=f"unknown checkpoint '{name}'.*known names: demo"):
