@@ -19,6 +19,8 @@ def get_config() -> ConfigDict:
     c.model.dtype = "float32"
     c.data.crop_s = 0.256
     c.mix.targets = 3
+    c.loss.negative_snr = 0.1  # both losses, and a sum above zero: so relative differences between
+    c.loss.magnitude_l1 = 1.0  # runs say something
     c.optim.warmup_steps = 2
     c.train.steps = 20
     c.train.batch = 8

@@ -21,6 +21,10 @@ from opensep_jax.checkpoint.state import (
     write_config,
 )
 
+# A restore that fails leaves a call-back behind, which finds the event loop of orbax closed.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
+)
 CONFIG = {"schema": 1, "nested": {"rate": 1e-3, "counts": [2, 3]}}
 
 
