@@ -92,12 +92,18 @@ def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def shard_whole_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays out of arrays that every process holds whole."""
-    sharding = batch_sharding(mesh)
-    return {
-        k: jax.make_array_from_callback(v.shape, sharding, v.__getitem__) for k, v in batch.items()
-    }
+def place(tree: object, layout: object) -> object:
+    """Global arrays out of arrays that every process holds whole.
+
+    Args:
+        tree: arrays on the host.
+        layout: a sharding for all of them, or a tree of shardings.
+    """
+    if isinstance(layout, NamedSharding):
+        layout = jax.tree.map(lambda _: layout, tree)
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(x.shape, s, x.__getitem__), tree, layout
+    )
 
 
 def gather(tree: object, mesh: Mesh) -> object:

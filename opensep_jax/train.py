@@ -128,12 +128,13 @@ def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
     )  # fmt: skip
     del optim["ema_decay"]
     tx = make_optimizer(schedule, **optim)
+    whole = sharding.replicated(mesh)
     abstract = jax.eval_shape(lambda key: init_state(task.init(key), tx), jax.random.key(0))
     return Run(
         config=config, task=task, mesh=mesh, tx=tx, schedule=schedule,
         layout=sharding.param_sharding(abstract, mesh, config.mesh.fsdp_min_size),
-        constants=jax.device_put(task.constants(), sharding.replicated(mesh)),
-        key=jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh)),
+        constants=sharding.place(task.constants(), whole),
+        key=jax.jit(jax.random.key, out_shardings=whole)(config.seed),
     )  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
         return state.replace(ema=ema)
     if config.train.init_from:
         _, params = load_params(Path(config.train.init_from))
-        params = jax.device_put(params, run.layout.params)
+        params = sharding.place(params, run.layout.params)
         begin = functools.partial(init_state, tx=run.tx)
         return jax.jit(begin, out_shardings=run.layout)(params)
     return jax.jit(init, out_shardings=run.layout)(run.key)

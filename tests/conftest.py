@@ -14,6 +14,7 @@ if importlib.metadata.version("jax").startswith("0.10."):  # later ones do not k
 os.environ["XLA_FLAGS"] = " ".join(XLA_FLAGS)
 
 import logging
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,20 @@ def compile_once(compile_cache: Path) -> Iterator[None]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB; skips where it cannot be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no small file system: {error}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture

@@ -84,11 +84,22 @@ def test_gather_gives_split_gradients():
 def test_batches_over_devices():
     mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
     batch = {"a": np.arange(48, dtype=np.int16).reshape(16, 3), "b": np.arange(16)}
-    for place in (sharding.shard_batch, sharding.shard_whole_batch):
-        placed = place(batch, mesh)
+    whole = sharding.place(batch, sharding.batch_sharding(mesh))
+    for placed in (sharding.shard_batch(batch, mesh), whole):
         for name, value in batch.items():
             np.testing.assert_array_equal(placed[name], value)
             assert {s.data.shape[0] for s in placed[name].addressable_shards} == {2}
+
+
+def test_place_by_a_tree_of_shardings():
+    mesh = sharding.make_mesh(data=1, fsdp=8, tensor=1)
+    tree = {"a": np.arange(64.0).reshape(16, 4), "b": np.arange(3)}
+    layout = sharding.param_sharding(tree, mesh, min_size=8)
+    placed = sharding.place(tree, layout)
+    jax.tree.map(np.testing.assert_array_equal, placed, tree)
+    assert placed["a"].sharding == layout["a"]
+    assert placed["a"].addressable_shards[0].data.shape == (2, 4)
+    assert placed["b"].is_fully_replicated
 
 
 def test_batch_that_devices_do_not_divide():

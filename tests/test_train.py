@@ -2,17 +2,14 @@
 
 import io
 import json
-import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,14 +20,7 @@ from opensep_jax.data import records
 from tests import tiny_run
 from tests.tiny_run import STEPS
 
-pytestmark = [
-    pytest.mark.usefixtures("compile_once"),
-    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # ml_collections
-    pytest.mark.filterwarnings(  # orbax, after a restore that fails
-        r"ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
-CONFIG_FILE = Path(__file__).resolve().parent.parent / "configs" / "debug.py"
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 def _run(folder: Path, workdir: Path, data: int = 1, fsdp: int = 1, **changes: object) -> None:
@@ -251,121 +241,3 @@ class _Flag:
 
     def __init__(self, value: object):
         self.value = value
-
-
-@pytest.fixture
-def cli(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> Callable[..., tuple[int, str]]:
-    """Runs the command with flags; exit code and what it said."""
-
-    def call(*argv: object) -> tuple[int, str]:
-        # Without absl's set-up of logging, which closes the captured stderr of an earlier test.
-        monkeypatch.setattr(train.app, "run", lambda main, flags_parser: main(flags_parser(given)))
-        given = ["train", *map(str, argv)]
-        monkeypatch.setattr(sys, "argv", given)  # ml_collections looks there for overrides
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
-            train.cli()
-        return exit_info.value.code, capfd.readouterr().err
-
-    return call
-
-
-def _flags(folder: Path, tmp_path: Path, **changes: object) -> list[str]:
-    given = [f"--config.{k.replace('__', '.')}={v}" for k, v in changes.items()]
-    return [
-        f"--config={CONFIG_FILE}", f"--workdir={tmp_path / 'run'}",
-        f"--config.data.folder={folder}", *given,
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"train__batch": 12}, "train.batch=12 is not divisible by 8 devices"),
-        ({"train__accumulation": 2}, "times train.accumulation=2"),
-        ({"sample_rate_hz": 8000}, "records at 16000 Hz, but sample_rate_hz=8000 in the config"),
-        ({"mesh__fsdp": 3}, "mesh data=-1, fsdp=3, tensor=1 does not fit 8 devices"),
-        ({"optim__warmup_steps": 20}, "optim.warmup_steps=20 must be below train.steps=20"),
-        ({"model__size": "huge"}, "model.size='huge' is not known; known are debug, "),
-        ({"task": "captioner"}, "config.task='captioner' is not known"),
-        ({"train__init_from": "nowhere"}, "no checkpoints here"),
-        ({"train__batch": "many"}, "train.batch"),
-        ({"optim__lernrate": 1}, "lernrate"),
-    ],
-)
-def test_what_cannot_start_says_why(
-    cli: Callable, tiny_dataset: Path, tmp_path: Path, changes: dict, message: str
-):
-    code, said = cli(*_flags(tiny_dataset, tmp_path, **changes))
-    assert code == 2 and message in said
-    assert "Traceback" not in said
-
-
-def test_data_that_cannot_be_used(cli: Callable, tiny_dataset: Path, tmp_path: Path):
-    code, said = cli(*_flags(tmp_path / "absent", tmp_path))
-    assert code == 2 and f"{tmp_path / 'absent'}: no dataset.json" in said
-    code, said = cli(f"--config={CONFIG_FILE}", f"--workdir={tmp_path / 'run'}")
-    assert code == 2 and "config.data.folder is empty" in said
-    shutil.copytree(tiny_dataset, tmp_path / "old")
-    info = json.loads((tmp_path / "old" / "dataset.json").read_text())
-    (tmp_path / "old" / "dataset.json").write_text(json.dumps(info | {"schema": 99}))
-    code, said = cli(*_flags(tmp_path / "old", tmp_path))
-    assert code == 2 and "schema 99, this version reads 1" in said
-    assert "prepare the data again" in said
-
-
-def test_config_files_that_cannot_be_used(cli: Callable, tmp_path: Path):
-    workdir = f"--workdir={tmp_path / 'run'}"
-    code, said = cli("--config=configs/absent.py", workdir)
-    assert code == 2 and "configs/absent.py" in said and "Traceback" not in said
-    broken = tmp_path / "broken.py"
-    broken.write_text("def get_config(:")
-    code, said = cli(f"--config={broken}", workdir)
-    assert code == 2 and "broken.py" in said
-    code, said = cli(workdir)
-    assert code == 2 and "--config" in said
-    code, said = cli(f"--config={CONFIG_FILE}", workdir, "stray")
-    assert code == 2 and "unexpected arguments: stray" in said
-
-
-def test_a_refused_workdir_from_the_command_line(cli: Callable, straight: Path, tiny_dataset: Path):
-    code, said = cli(
-        f"--config={CONFIG_FILE}", f"--workdir={straight}", f"--config.data.folder={tiny_dataset}",
-        "--config.seed=3",
-    )  # fmt: skip
-    assert code == 2 and "seed: 0 there, 3 now" in said
-
-
-def test_a_full_disk_stops_the_run(
-    abandoned: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The next save fails: the message says so, and the checkpoint before is whole."""
-    shutil.copytree(abandoned, tmp_path, dirs_exist_ok=True)
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", full)
-    with pytest.raises(ValueError) as error:
-        _run(tiny_dataset, tmp_path)
-    assert f"checkpoints/{STEPS} cannot be written: OSError: " in str(error.value)
-    assert f"No space left on device; whole checkpoints: {STEPS // 2}" in str(error.value)
-    assert load_params(tmp_path)[0]["step"] == STEPS // 2
-
-
-def test_a_damaged_newest_checkpoint(
-    straight: Path, tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    """The one before is used, and the steps are done again with the same result."""
-    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
-    for file in (tmp_path / "checkpoints" / str(STEPS) / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with caplog.at_level(logging.WARNING, "opensep_jax"):
-        _run(tiny_dataset, tmp_path)
-    assert f"checkpoints/{STEPS} cannot be read" in caplog.text
-    assert tiny_run.read_metrics(tmp_path) == tiny_run.read_metrics(straight)
-    tiny_run.assert_same_arrays(
-        tiny_run.read_state(tmp_path, STEPS), tiny_run.read_state(straight, STEPS)
-    )

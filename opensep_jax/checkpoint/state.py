@@ -6,8 +6,14 @@ checkpoints/<step>/metrics/metrics       validation scores of that step, JSON
 checkpoints/<step>.damaged/              could not be read and was set aside
 """
 
+import contextlib
 import json
 import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -132,7 +138,8 @@ class Checkpoints:
                 state=ocp.args.StandardRestore(state), ema=ocp.args.StandardRestore(ema)
             )
             try:
-                restored, why = self._manager.restore(step, args=items), ""
+                with _quiet_threads():
+                    restored, why = self._manager.restore(step, args=items), ""
             except Exception as error:  # as in `save`
                 restored, why = None, _first_line(error)
             if _everywhere(restored is not None):
@@ -182,7 +189,8 @@ def load_params(path: Path) -> tuple[dict, dict]:
     for step in reversed(steps) if wanted is None else (wanted,):
         try:
             config = json.loads(_config_file(folder / str(step)).read_text())
-            return config | {"step": step}, _read_arrays(folder / str(step) / "ema")
+            with _quiet_threads():
+                return config | {"step": step}, _read_arrays(folder / str(step) / "ema")
         except Exception as error:  # as in `Checkpoints.save`
             damaged.append(f"{folder / str(step)} cannot be read: {_first_line(error)}")
             logger.warning("%s", damaged[-1])
@@ -275,10 +283,30 @@ def _everywhere(good: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(good))))
 
 
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Drops what storage threads print after a failure: hundreds of lines on closed event loops."""
+    hook = sys.unraisablehook
+
+    def without_loops(unraisable: object) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = without_loops
+    try:
+        yield
+    except Exception:
+        time.sleep(0.5)  # the threads are about to notice
+        raise
+    finally:
+        sys.unraisablehook = hook
+
+
 def _first_line(error: Exception) -> str:
-    """The gist of an error: the first one of a chain, and its ends when it is long."""
+    """The gist of an error: of the first one in a chain, what the operating system says first."""
     while error.__cause__ is not None:
         error = error.__cause__
     line = (str(error).strip().splitlines() or [""])[0]
-    line = line if len(line) <= 300 else f"{line[:120]} ... {line[-180:]}"
-    return f"{type(error).__name__}: {line}"
+    code = re.search(r"os_error_code='(\d+)'", line)
+    gist = f"{os.strerror(int(code[1]))}: " if code else ""
+    return f"{gist}{type(error).__name__}: {line if len(line) <= 300 else line[:300] + '...'}"

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import socket
 import time
 from pathlib import Path
 
@@ -10,13 +12,16 @@ import soundfile
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from opensep_jax.training.panels import Exhibit
 
 
 class Board:
-    """Writes scalars, sounds and pictures under a workdir; does nothing unless `active`."""
+    """Writes scalars, sounds and pictures under a workdir; does nothing unless `active`.
+
+    Everything is on disk when a call returns. A disk that is full is an `OSError` with the file.
+    """
 
     def __init__(self, workdir: Path, first_step: int = 0, active: bool = True):
         """Opens `events.*` and `metrics.jsonl` to go on after `first_step`.
@@ -24,30 +29,30 @@ class Board:
         What an earlier process wrote for later steps is dropped: from `metrics.jsonl` here, from
         the events by TensorBoard when it reads them.
         """
+        self._active = active
         if not active:
-            self._events = self._lines = None
             return
         workdir.mkdir(parents=True, exist_ok=True)
         lines = workdir / "metrics.jsonl"
         _drop_lines_after(first_step, lines)
-        self._lines = lines.open("a")
-        self._events = EventFileWriter(str(workdir))
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._lines = lines.open("ab", buffering=0)
+        self._events = (workdir / name).open("ab", buffering=0)
+        self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         session = SessionLog(status=SessionLog.START)
-        self._events.add_event(
-            Event(wall_time=time.time(), step=first_step + 1, session_log=session)
-        )
+        self._add_event(Event(wall_time=time.time(), step=first_step + 1, session_log=session))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Plain numbers by name."""
-        if self._events is None:
+        if not self._active:
             return
-        self._lines.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
-        self._lines.flush()
+        line = json.dumps({"step": step, "time": time.time(), **values}) + "\n"
+        _write(self._lines, line.encode())
         self._add(step, [Summary.Value(tag=k, simple_value=v) for k, v in values.items()])
 
     def audio(self, step: int, name: str, wave_T: np.ndarray, sample_rate_hz: int) -> None:
         """A sound to play."""
-        if self._events is None:
+        if not self._active:
             return
         buffer = io.BytesIO()
         peak = max(1.0, float(np.abs(wave_T).max()))
@@ -67,7 +72,7 @@ class Board:
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """A picture."""
-        if self._events is None:
+        if not self._active:
             return
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
@@ -78,7 +83,7 @@ class Board:
 
     def text(self, step: int, name: str, markdown: str) -> None:
         """Text in the tab of that name."""
-        if self._events is None:
+        if not self._active:
             return
         metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
         value = Summary.Value(tag=name, metadata=metadata)
@@ -88,15 +93,27 @@ class Board:
         self._add(step, [value])
 
     def close(self) -> None:
-        """Writes what is buffered."""
-        if self._events is not None:
+        """Closes the files."""
+        if self._active:
             self._events.close()
             self._lines.close()
 
     def _add(self, step: int, values: list[Summary.Value]) -> None:
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        self._events.add_event(event)
-        self._events.flush()
+        self._add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _add_event(self, event: Event) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        _write(self._events, record.getvalue())
+
+
+def _write(file: io.FileIO, data: bytes) -> None:
+    """Appends everything to an unbuffered file."""
+    try:
+        while data:
+            data = data[file.write(data) :]
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _drop_lines_after(step: int, file: Path) -> None:

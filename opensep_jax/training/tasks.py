@@ -16,7 +16,7 @@ from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.separator import SeparatorNet, predict_masks
-from opensep_jax.sharding import batch_parts, shard_whole_batch
+from opensep_jax.sharding import batch_parts, batch_sharding, place
 from opensep_jax.signal.stft import stft
 from opensep_jax.training.losses import LOSSES
 from opensep_jax.training.panels import Exhibit
@@ -160,7 +160,7 @@ class SeparatorTask:
             mixtures = list_mixtures(self.val, number, sources, seed)
             results = []
             for batch in mixture_batches(self.val, mixtures, **settings):
-                result = jax.device_get(score(params, shard_whole_batch(batch, mesh)))
+                result = jax.device_get(score(params, place(batch, batch_sharding(mesh))))
                 if not results:
                     rows = range(min(shown, number, settings["batch"]))
                     self._show(exhibit, mixtures, batch["sources"], result, rows)

@@ -3,8 +3,6 @@
 import json
 import logging
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -21,10 +19,6 @@ from opensep_jax.checkpoint.state import (
     write_config,
 )
 
-# A restore that fails leaves a call-back behind, which finds the event loop of orbax closed.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:(?s).*Event loop is closed:pytest.PytestUnraisableExceptionWarning"
-)
 CONFIG = {"schema": 1, "nested": {"rate": 1e-3, "counts": [2, 3]}}
 
 
@@ -217,20 +211,6 @@ def test_nothing_is_moved_when_no_checkpoint_can_be_read(tmp_path: Path):
         saved.restore_newest(other, _ema(0))
     saved.close()
     assert _restored_step(tmp_path) == 2
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 KiB; skips where it cannot be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no small file system: {error}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def _save_too_much(workdir: Path) -> str:

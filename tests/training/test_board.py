@@ -97,3 +97,12 @@ def test_other_processes_write_nothing(tmp_path: Path, call: str):
     getattr(board, call)(*arguments[call])
     board.close()
     assert not (tmp_path / "none").exists()
+
+
+def test_full_disk(small_disk: Path):
+    board = Board(small_disk)
+    noise_T = np.random.default_rng(0).uniform(-1, 1, 2**16).astype(np.float32)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/events.out.tfevents"):
+        for step in range(100):
+            board.audio(step, "noise", noise_T, 8000)
+    board.close()

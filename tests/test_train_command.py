@@ -1,0 +1,144 @@
+"""The command: exit code 2 and a message for everything that cannot start or go on."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+from absl.testing import flagsaver
+
+from opensep_jax import train
+from opensep_jax.checkpoint.state import Checkpoints, load_params
+from opensep_jax.training.board import Board
+from opensep_jax.training.step import TrainState
+
+pytestmark = [
+    pytest.mark.usefixtures("compile_once"),
+    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),  # ml_collections
+]
+CONFIG_FILE = Path(__file__).resolve().parent.parent / "configs" / "debug.py"
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command takes for all devices."""
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: one)
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command with flags; exit code and what it said."""
+
+    def call(*argv: object) -> tuple[int, str]:
+        # Without absl's set-up of logging, which closes the captured stderr of an earlier test.
+        monkeypatch.setattr(train.app, "run", lambda main, flags_parser: main(flags_parser(given)))
+        given = ["train", *map(str, argv)]
+        monkeypatch.setattr(sys, "argv", given)  # ml_collections looks there for overrides
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as exit_info:
+            train.cli()
+        return exit_info.value.code, capfd.readouterr().err
+
+    return call
+
+
+def _flags(folder: Path, tmp_path: Path, **changes: object) -> list[str]:
+    given = [f"--config.{k.replace('__', '.')}={v}" for k, v in changes.items()]
+    return [
+        f"--config={CONFIG_FILE}", f"--workdir={tmp_path / 'run'}",
+        f"--config.data.folder={folder}", *given,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"train__batch": 12}, "train.batch=12 is not divisible by 8 devices"),
+        ({"train__accumulation": 2}, "times train.accumulation=2"),
+        ({"sample_rate_hz": 8000}, "records at 16000 Hz, but sample_rate_hz=8000 in the config"),
+        ({"mesh__fsdp": 3}, "mesh data=-1, fsdp=3, tensor=1 does not fit 8 devices"),
+        ({"optim__warmup_steps": 20}, "optim.warmup_steps=20 must be below train.steps=20"),
+        ({"model__size": "huge"}, "model.size='huge' is not known; known are debug, "),
+        ({"task": "captioner"}, "config.task='captioner' is not known"),
+        ({"train__init_from": "nowhere"}, "no checkpoints here"),
+        ({"train__batch": "many"}, "train.batch"),
+        ({"optim__lernrate": 1}, "lernrate"),
+    ],
+)
+def test_what_cannot_start_says_why(
+    cli: Callable, tiny_dataset: Path, tmp_path: Path, changes: dict, message: str
+):
+    code, said = cli(*_flags(tiny_dataset, tmp_path, **changes))
+    assert code == 2 and message in said
+    assert "Traceback" not in said
+
+
+def test_data_that_cannot_be_used(cli: Callable, tiny_dataset: Path, tmp_path: Path):
+    code, said = cli(*_flags(tmp_path / "absent", tmp_path))
+    assert code == 2 and f"{tmp_path / 'absent'}: no dataset.json" in said
+    code, said = cli(f"--config={CONFIG_FILE}", f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and "config.data.folder is empty" in said
+    shutil.copytree(tiny_dataset, tmp_path / "old")
+    info = json.loads((tmp_path / "old" / "dataset.json").read_text())
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps(info | {"schema": 99}))
+    code, said = cli(*_flags(tmp_path / "old", tmp_path))
+    assert code == 2 and "schema 99, this version reads 1" in said
+    assert "prepare the data again" in said
+
+
+def test_config_files_that_cannot_be_used(cli: Callable, tmp_path: Path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    code, said = cli("--config=configs/absent.py", workdir)
+    assert code == 2 and "configs/absent.py" in said and "Traceback" not in said
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:")
+    code, said = cli(f"--config={broken}", workdir)
+    assert code == 2 and "broken.py" in said
+    code, said = cli(workdir)
+    assert code == 2 and "--config" in said
+    code, said = cli(f"--config={CONFIG_FILE}", workdir, "stray")
+    assert code == 2 and "unexpected arguments: stray" in said
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_workdir_of_another_config(
+    cli: Callable, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Begun(ValueError):
+        """Enough of this run."""
+
+    def begin(*_: object) -> None:
+        raise Begun("begun")
+
+    monkeypatch.setattr(train, "loop", begin)
+    code, said = cli(*_flags(tiny_dataset, tmp_path))
+    assert code == 2 and "begun" in said
+    code, said = cli(*_flags(tiny_dataset, tmp_path, seed=3))
+    assert code == 2 and "(seed: 0 there, 3 now); use another --workdir" in said
+    code, said = cli(*_flags(tiny_dataset, tmp_path, train__save_every_steps=3))
+    assert "begun" in said
+
+
+@pytest.mark.usefixtures("one_device")
+def test_a_full_disk_stops_the_run(
+    cli: Callable, tiny_dataset: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The checkpoint before is whole."""
+
+    def saves(run: train.Run, state: TrainState, board: Board, saved: Checkpoints) -> None:
+        saved.save(1, state.replace(ema={}), state.ema, {})
+        saved.wait()
+        (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**16))
+        saved.save(2, state.replace(ema={}), state.ema, {})
+
+    monkeypatch.setattr(train, "loop", saves)
+    code, said = cli(*_flags(tiny_dataset, small_disk))
+    assert code == 2 and "checkpoints/2 cannot be written" in said
+    assert "No space left on device" in said and "whole checkpoints: 1" in said
+    assert "Traceback" not in said
+    assert load_params(small_disk / "run")[0]["step"] == 1
