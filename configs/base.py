@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     c.mix.eq_db = 0.0  # random frequency response, standard deviation in dB # ours
 
     c.loss = ConfigDict()  # weight of each loss of training/losses.py
-    c.loss.negative_snr = 1.0  # ours: learned faster than the next in the project's study
+    c.loss.negative_snr = 1.0  # ours
     c.loss.magnitude_l1 = 0.0  # BiModal repo
 
     c.optim = ConfigDict()
