@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     c.train.log_every_steps = 50
     c.train.save_every_steps = 1000
     c.train.keep_checkpoints = 3  # newest ones; the best by validation is kept besides
-    c.train.init_from = ""  # checkpoint whose parameters a new run starts from; empty: random
+    c.train.init_from = ""  # a new run starts from this checkpoint (name or path); empty: random
 
     c.mesh = ConfigDict()  # devices on each axis; -1: what is left
     c.mesh.data = -1

@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "--clip",
         default="clamp",
         choices=CLIP_POLICIES,
-        help="PCM beyond full scale: cut off (default), or everything turned down",
+        help="beyond full scale, but in float WAV: cut off (default), or everything turned down",
     )
     flags.add_argument("--num_shards", type=int, default=1, help="processes that share the inputs")
     flags.add_argument("--shard", type=int, default=0, help="number of this process, from 0")

@@ -1,4 +1,4 @@
-"""Turns a data set into records: decode, resample, word, embed. `--help` lists the flags.
+"""Turns a data set into records: decode, resample, word, embed.
 
 Every shard is a pure function of the data set and the options: killed runs go on where they
 stopped, and processes with `--shard I --num_shards N` share the work with the same result.
@@ -65,16 +65,17 @@ def main(args: argparse.Namespace) -> int:
     dataset = datasets.READERS[args.dataset](args.root)
     encoder = load_text_encoder(args.text_encoder, args.max_tokens)
     args.out.mkdir(parents=True, exist_ok=True)
-    plan = _plan(args, dataset, encoder)
+    prompts = _all_prompts(dataset)
+    plan = _plan(args, dataset, encoder, prompts)
     _check_plan(args.out, plan)
 
     tasks = list(_clip_tasks(dataset, plan))[args.shard :: args.num_shards]
     for stem, clips in tqdm(tasks, "clips", unit="shard", disable=None):
-        if not (args.out / stem).with_suffix(".index").exists():
+        if not _is_done(args.out / stem, dataset.root, args.sample_rate_hz):
             rejected: list[dict[str, str]] = []
             entries = _read_clips(dataset.root, clips, args, encoder.id, rejected)
             records.write_clip_shard(args.out / stem, entries, rejected)
-    _embed(args, _all_prompts(dataset), plan["text_shards"], encoder)
+    _embed(args, prompts, plan["text_shards"], encoder)
     rejected = [
         item for stem, _ in tasks for item in records.read_index(args.out / stem)["rejected"]
     ]
@@ -84,9 +85,11 @@ def main(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if rejected else EXIT_DONE
 
 
-def _plan(args: argparse.Namespace, dataset: datasets.Dataset, encoder: TextEncoder) -> dict:
+def _plan(
+    args: argparse.Namespace, dataset: datasets.Dataset, encoder: TextEncoder, prompts: list[str]
+) -> dict:
     """Everything that the records depend on, besides the audio files themselves."""
-    contents = [[dataclasses.asdict(clip) for clip in dataset.clips], _all_prompts(dataset)]
+    contents = [[dataclasses.asdict(clip) for clip in dataset.clips], prompts]
     splits = sorted({clip.split for clip in dataset.clips})
     files = {s: sum(clip.split == s for clip in dataset.clips) for s in splits}
     shards = {s: -(-n // FILES_PER_SHARD) for s, n in files.items()}
@@ -103,7 +106,7 @@ def _plan(args: argparse.Namespace, dataset: datasets.Dataset, encoder: TextEnco
             "max_tokens": encoder.max_tokens,
         },
         "clip_shards": shards,
-        "text_shards": -(-len(_all_prompts(dataset)) // PROMPTS_PER_SHARD),
+        "text_shards": -(-len(prompts) // PROMPTS_PER_SHARD),
         "schema": records.SCHEMA_VERSION,
     }
 
@@ -134,6 +137,30 @@ def _clip_tasks(dataset: datasets.Dataset, plan: dict) -> Iterator[tuple[str, li
             yield name, clips[i * FILES_PER_SHARD : (i + 1) * FILES_PER_SHARD]
 
 
+def _is_done(stem: Path, root: Path, sample_rate_hz: int) -> bool:
+    """Whether a shard is there and none of the files that it rejected can be read by now."""
+    if not stem.with_suffix(".index").exists():
+        return False
+    for item in records.read_index(stem)["rejected"]:
+        try:
+            _decode(root / item["path"], sample_rate_hz)
+        except AudioError:
+            continue
+        return False
+    return True
+
+
+def _decode(path: Path, sample_rate_hz: int) -> np.ndarray:
+    """Mono PCM16 samples of a file, int16 [T]; turned down where resampling exceeds full scale."""
+    audio = read_audio(path)
+    mono_1T = audio.samples_CT.mean(0, keepdims=True)
+    wave_T = resample(mono_1T, audio.sample_rate_hz, sample_rate_hz)[0]
+    pcm_T = np.round(wave_T * (32767 / max(1.0, float(np.abs(wave_T).max())))).astype(np.int16)
+    if not pcm_T.any():
+        raise AudioError(path, "digital silence")
+    return pcm_T
+
+
 def _read_clips(
     root: Path,
     clips: list[datasets.Clip],
@@ -145,16 +172,9 @@ def _read_clips(
     longest = int(args.max_seconds * args.sample_rate_hz)
     for clip in clips:
         try:
-            audio = read_audio(root / clip.path)
+            pcm_T = _decode(root / clip.path, args.sample_rate_hz)
         except AudioError as error:
             rejected.append({"path": clip.path, "why": str(error)})
-            continue
-        mono_1T = audio.samples_CT.mean(0, keepdims=True)
-        wave_T = resample(mono_1T, audio.sample_rate_hz, args.sample_rate_hz)[0]
-        wave_T = wave_T / max(1.0, float(np.abs(wave_T).max()))
-        pcm_T = np.round(wave_T * 32767).astype(np.int16)
-        if not pcm_T.any():
-            rejected.append({"path": clip.path, "why": f"{root / clip.path}: digital silence"})
             continue
         entry = ClipEntry(clip.path, 0, 0, _source_entries(clip, encoder_id), clip.extra, 0)
         for start in range(0, len(pcm_T), longest):

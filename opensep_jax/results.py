@@ -68,7 +68,8 @@ def encoded(
     """Samples as the files will hold them, one stem at a time, then the residual.
 
     On an integer grid the residual is the rounded input minus the rounded stems, so that what is
-    read back sums to the input, but for samples that `clipping` counts.
+    read back sums to the input, but for samples that `clipping` counts. Lossy formats have no grid,
+    but clip all the same.
 
     Args:
         input_CT: float32 [C, T].
@@ -81,15 +82,21 @@ def encoded(
         float [C, T].
     """
     clipping.update(policy=encoding.clip, gain=1.0, samples=0)
-    step = _STEPS.get(encoding.subtype)
-    if step is None:
+    if encoding.subtype == "FLOAT":
         yield from (*separation.stems, separation.residual)
         return
+    step = _STEPS.get(encoding.subtype, 0.0)  # lossy formats have no grid
     if encoding.clip == "rescale":
         parts = (input_CT, separation.residual, *separation.stems)
         peak = max(float(np.abs(part).max()) for part in parts)
         limit = 1 - (len(separation.stems) + 2) * step  # rounding may add up in the residual
-        clipping["gain"] = min(1.0, limit / max(peak, step))
+        clipping["gain"] = min(1.0, limit / max(peak, step, 1e-30))
+    if not step:
+        for part_CT in (*separation.stems, separation.residual):
+            part_CT = part_CT * clipping["gain"]
+            clipping["samples"] += int((np.abs(part_CT) > 1).sum())
+            yield np.clip(part_CT, -1, 1)
+        return
     gain = clipping["gain"]
     rest_CT, clipping["samples"] = quantize(input_CT * np.float64(gain), encoding.subtype)
     for stem_CT in separation.stems:

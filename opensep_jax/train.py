@@ -23,8 +23,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from opensep_jax import sharding
-from opensep_jax.checkpoint.state import Checkpoints, load_params, read_config, write_config
-from opensep_jax.cli import EXIT_CANNOT_RUN, DoorError
+from opensep_jax.checkpoint import shipped
+from opensep_jax.checkpoint.state import Checkpoints, read_config, write_config
+from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, DoorError
 from opensep_jax.separator import build_separator
 from opensep_jax.training.board import Board
 from opensep_jax.training.guard import explain
@@ -50,6 +51,14 @@ FREE_KEYS = (
     "mesh.data", "mesh.fsdp", "mesh.fsdp_min_size", "mesh.tensor", "model.remat",
     "train.accumulation", "train.keep_checkpoints", "train.log_every_steps",
     "train.save_every_steps", "train.steps",
+)  # fmt: skip
+
+
+POSITIVE_KEYS = (
+    ("data", "crop_s"), ("data", "max_names"), ("data", "text_tokens"), ("data", "threads"),
+    ("eval", "batch"), ("eval", "every_steps"), ("eval", "mixtures"), ("eval", "seconds"),
+    ("train", "accumulation"), ("train", "batch"), ("train", "keep_checkpoints"),
+    ("train", "log_every_steps"), ("train", "save_every_steps"), ("train", "steps"),
 )  # fmt: skip
 
 
@@ -103,12 +112,13 @@ def main(
     first_process = jax.process_index() == 0
     run = start(config, devices)
     description = describe(config, run.task)
-    refuse_other_config(workdir, description)
-    if first_process:
-        write_config(workdir, description)
     saved = Checkpoints(workdir, description, config.train.keep_checkpoints, "val/si_sdri")
     with contextlib.closing(saved):
+        if saved.steps:  # else there is nothing to lose, as after a first start that failed
+            refuse_other_config(workdir, description)
         state = first_state(run, saved)
+        if first_process:
+            write_config(workdir, description)
         with contextlib.closing(Board(workdir, int(state.step), first_process)) as board:
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
             loop(run, state, board, saved)
@@ -116,6 +126,7 @@ def main(
 
 def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
     """Mesh, task, optimiser and layout of the state."""
+    check_numbers(config)
     mesh = sharding.make_mesh(
         **{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices
     )
@@ -136,6 +147,17 @@ def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
         constants=sharding.place(task.constants(), whole),
         key=jax.jit(jax.random.key, out_shardings=whole)(config.seed),
     )  # fmt: skip
+
+
+def check_numbers(config: ml_collections.ConfigDict) -> None:
+    """Raises if a number that must be positive is not."""
+    wrong = [
+        f"config.{section}.{key}={config[section][key]}"
+        for section, key in POSITIVE_KEYS
+        if config[section][key] <= 0
+    ]
+    if wrong:
+        raise DoorError(f"{', '.join(wrong)} must be positive")
 
 
 def build_task(config: ml_collections.ConfigDict) -> SeparatorTask:
@@ -172,11 +194,23 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
         logger.info("resuming at step %d", step)
         return state.replace(ema=ema)
     if config.train.init_from:
-        _, params = load_params(Path(config.train.init_from))
-        params = sharding.place(params, run.layout.params)
+        params = sharding.place(read_params(run, target.params), run.layout.params)
         begin = functools.partial(init_state, tx=run.tx)
         return jax.jit(begin, out_shardings=run.layout)(params)
     return jax.jit(init, out_shardings=run.layout)(run.key)
+
+
+def read_params(run: Run, shapes: dict) -> dict:
+    """Parameters of `config.train.init_from` on the host, strictly of these shapes."""
+    name = run.config.train.init_from
+    config, params = shipped.load(name, lambda config: shapes)
+    encoders = config["text_encoder"]["id"], run.task.train.info["text_encoder"]["id"]
+    if len(set(encoders)) > 1:
+        raise DoorError(
+            f"config.train.init_from={name}: trained with the text encoder {encoders[0]}, but the "
+            f"records of config.data.folder have {encoders[1]}"
+        )
+    return params
 
 
 def jit_step(run: Run) -> jax.stages.Wrapped:
@@ -316,6 +350,8 @@ def _parse(argv: list[str]) -> list[str]:
     """The flags, with config; what is wrong with them is a message."""
     try:
         return flags.FLAGS(argv)
+    except SystemExit:  # --help was printed; absl calls that a failure
+        sys.exit(EXIT_DONE)
     except Exception as error:  # a config is any Python
         print(f"{type(error).__name__}: {error}\nSee --help.", file=sys.stderr)
         sys.exit(EXIT_CANNOT_RUN)

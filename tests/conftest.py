@@ -1,5 +1,6 @@
 """Fixtures, and the devices that all tests see: eight on one CPU."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -77,6 +78,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no small file system: {error}")
     yield folder
+    gc.collect()  # what a failed write has left behind belongs to this test, not to a later one
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 

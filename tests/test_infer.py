@@ -179,6 +179,18 @@ def test_lossy_formats(tmp_path: Path, format: str):
     assert all(part.shape[1] >= 9000 and part.any() for part in parts)
 
 
+@pytest.mark.parametrize("policy, gain", [("clamp", 1.0), ("rescale", 0.2)])
+def test_lossy_formats_report_clipping(tmp_path: Path, policy: str, gain: float):
+    wave_T = 5 * np.sin(np.arange(8000) * 0.2)
+    soundfile.write(tmp_path / "loud.wav", wave_T, 16_000, subtype="FLOAT")
+    out = tmp_path / "out"
+    assert _infer(tmp_path / "loud.wav", "--out", out, "--format", "ogg", "--clip", policy) == 0
+    record = json.loads((out / "loud" / "separation.json").read_text())
+    assert record["clipping"]["gain"] <= 1.001 * gain  # stems and residual may be louder than the input
+    assert (record["clipping"]["samples"] > 0) == (policy == "clamp")
+    assert any(("cut off" if policy == "clamp" else "times") in note for note in record["notes"])
+
+
 def _bad_files(folder: Path) -> dict[str, str]:
     """Files that cannot be separated, and a word of what is said of each."""
     (folder / "empty.wav").write_bytes(b"")

@@ -312,6 +312,25 @@ def test_bad_files_are_listed_and_the_good_ones_kept(tmp_path, tiny_sounds, tiny
     assert _times(tmp_path / "out") == before
 
 
+def test_a_repaired_file_is_taken_up(tmp_path, tiny_sounds, tiny_encoder):
+    root = shutil.copytree(tiny_sounds, tmp_path / "root")
+    good = (root / "clicks-0.wav").read_bytes()
+    (root / "clicks-0.wav").write_text("no sound")
+    assert prepare_folder(root, tmp_path / "out", tiny_encoder) == 1
+    times = _times(tmp_path / "out")
+    (root / "clicks-0.wav").write_bytes(good)
+    assert prepare_folder(root, tmp_path / "out", tiny_encoder) == 0
+    changed = {name for name, time in _times(tmp_path / "out").items() if times[name] != time}
+    assert changed == {  # the shard of that file, and the counts
+        "clips-train-00000-of-00005.arrayrecord",
+        "clips-train-00000-of-00005.index",
+        "dataset.json",
+    }
+    assert prepare_folder(tiny_sounds, tmp_path / "straight", tiny_encoder) == 0
+    for name in changed:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
 def test_each_share_answers_for_its_own_bad_files(tmp_path, tiny_sounds, tiny_encoder):
     root = shutil.copytree(tiny_sounds, tmp_path / "root")
     (root / "clicks-0.wav").unlink()  # the first of the sorted paths

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,10 @@ def _flags(folder: Path, tmp_path: Path, **changes: object) -> list[str]:
         ({"optim__warmup_steps": 20}, "optim.warmup_steps=20 must be below train.steps=20"),
         ({"model__size": "huge"}, "model.size='huge' is not known; known are debug, "),
         ({"task": "captioner"}, "config.task='captioner' is not known"),
-        ({"train__init_from": "nowhere"}, "no checkpoints here"),
+        ({"train__init_from": "nowhere"}, "unknown checkpoint 'nowhere': no such folder"),
+        ({"train__log_every_steps": 0}, "config.train.log_every_steps=0 must be positive"),
+        ({"data__crop_s": -1.0}, "config.data.crop_s=-1.0 must be positive"),
+        ({"eval__mixtures": 0}, "config.eval.mixtures=0 must be positive"),
         ({"train__batch": "many"}, "train.batch"),
         ({"optim__lernrate": 1}, "lernrate"),
     ],
@@ -112,7 +116,9 @@ def test_a_workdir_of_another_config(
     class Begun(ValueError):
         """Enough of this run."""
 
-    def begin(*_: object) -> None:
+    def begin(run: object, state: TrainState, board: object, saved: Checkpoints) -> None:
+        if not saved.steps:
+            saved.save(1, state.replace(ema={}), state.ema, {})
         raise Begun("begun")
 
     monkeypatch.setattr(train, "loop", begin)
@@ -142,3 +148,10 @@ def test_a_full_disk_stops_the_run(
     assert "No space left on device" in said and "whole checkpoints: 1" in said
     assert "Traceback" not in said
     assert load_params(small_disk / "run")[0]["step"] == 1
+
+
+def test_help_is_no_failure():
+    command = [sys.executable, "-m", "opensep_jax.train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CONFIG_FILE.parent.parent)
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout and "--config" in done.stdout

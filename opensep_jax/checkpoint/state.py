@@ -241,9 +241,8 @@ def _folder(workdir: Path) -> Path:
 
 
 def _config_file(step_folder: Path) -> Path:
-    """Where the config of a checkpoint is; the first runs had another name for it."""
-    file = step_folder / "config" / _CONFIG_FILE
-    return file if file.exists() else file.with_name("metadata")
+    """Where the config of a checkpoint is."""
+    return step_folder / "config" / _CONFIG_FILE
 
 
 def _steps(folder: Path) -> list[int]:
