@@ -186,7 +186,8 @@ def test_lossy_formats_report_clipping(tmp_path: Path, policy: str, gain: float)
     out = tmp_path / "out"
     assert _infer(tmp_path / "loud.wav", "--out", out, "--format", "ogg", "--clip", policy) == 0
     record = json.loads((out / "loud" / "separation.json").read_text())
-    assert record["clipping"]["gain"] <= 1.001 * gain  # stems and residual may be louder than the input
+    # Stems and residual may be louder than the input.
+    assert record["clipping"]["gain"] <= 1.001 * gain
     assert (record["clipping"]["samples"] > 0) == (policy == "clamp")
     assert any(("cut off" if policy == "clamp" else "times") in note for note in record["notes"])
 
