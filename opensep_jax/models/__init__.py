@@ -1,1 +1,1 @@
-"""The networks, one file each, and `convert.py`, which fills them with published weights."""
+"""The networks, one file each, and what fills them with published weights."""

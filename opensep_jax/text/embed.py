@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from opensep_jax.checkpoint import weights
-from opensep_jax.models import convert
+from opensep_jax.models.convert import convert
 from opensep_jax.models.roberta import Roberta, RobertaConfig
+from opensep_jax.models.safetensors import read_safetensors, safetensors_files
+from opensep_jax.models.tables import ROBERTA_TABLE
 
 if TYPE_CHECKING:
     import tokenizers
@@ -167,8 +169,8 @@ def load_text_encoder(name: str, max_tokens: int = 512) -> TextEncoder:
     network = Roberta(config)
     dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     abstract = jax.eval_shape(network.init, jax.random.key(0), dummy, dummy)["params"]
-    params = convert.convert(convert.read_safetensors(folder), convert.ROBERTA_TABLE, abstract)
-    digest = _content_hash(convert.safetensors_files(folder))
+    params = convert(read_safetensors(folder), ROBERTA_TABLE, abstract)
+    digest = _content_hash(safetensors_files(folder))
     encoder_id = f"{hf_config['model_type']}-{config.layers}x{config.width}-{digest[:16]}"
     return TextEncoder(encoder_id, network, params, _load_tokenizer(folder), max_tokens)
 

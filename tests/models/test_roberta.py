@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from opensep_jax.checkpoint import weights
-from opensep_jax.models import convert
+from opensep_jax.models.convert import convert
 from opensep_jax.models.roberta import ROBERTA_CONFIGS, Roberta, RobertaConfig
+from opensep_jax.models.safetensors import read_safetensors
+from opensep_jax.models.tables import ROBERTA_TABLE
 from tests.tiny_text_encoder import write_tiny_bert
 
 ROBERTA_BASE_HF = {  # the published config.json of roberta-base
@@ -39,7 +41,7 @@ def _load(config: RobertaConfig, tensors) -> tuple[Roberta, dict]:
     network = Roberta(config)
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     abstract = jax.eval_shape(network.init, jax.random.key(0), ids, ids)["params"]
-    return network, convert.convert(tensors, convert.ROBERTA_TABLE, abstract)
+    return network, convert(tensors, ROBERTA_TABLE, abstract)
 
 
 def _batch(config: RobertaConfig, lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +90,7 @@ def test_equals_torch_tiny_bert(tmp_path: Path):
     transformers = pytest.importorskip("transformers")
     folder = write_tiny_bert(tmp_path / "bert")
     config = RobertaConfig.from_hf(json.loads((folder / "config.json").read_text()))
-    network, params = _load(config, convert.read_safetensors(folder))
+    network, params = _load(config, read_safetensors(folder))
     model = transformers.BertModel.from_pretrained(folder)
     assert _difference(network, params, model) <= 1e-5
 
@@ -100,7 +102,7 @@ def test_equals_torch_minilm():
     folder = weights.resolve("minilm")
     config = RobertaConfig.from_hf(json.loads((folder / "config.json").read_text()))
     assert config == ROBERTA_CONFIGS["minilm_l6"]
-    network, params = _load(config, convert.read_safetensors(folder))
+    network, params = _load(config, read_safetensors(folder))
     model = transformers.BertModel.from_pretrained(folder)
     assert _difference(network, params, model, lengths=(40, 17, 3)) <= 1e-4
 
