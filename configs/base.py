@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.stft.hop_samples = 256  # BiModal repo
 
     c.model = ConfigDict()
-    c.model.size = "base"  # a name in models/unet.py: base, tiny, debug
+    c.model.size = "base"  # a name in models/unet.py: base, small, tiny, debug
     c.model.dtype = "bfloat16"  # compute type; parameters are float32 # ours
     c.model.remat = False  # recompute activations: less memory, about 1.3x compute # ours
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 # What `UNet(**SIZES[name])` builds. `debug` is for tests, `tiny` is what ships (from the project's
-# own study on two CPU cores), `base` has the paper's scale (ours: the paper's widths are unknown).
+# own study on two CPU cores), `small` is a third wider, `base` has the paper's scale (ours: the
+# paper's widths are unknown).
 # The parameter-compatible port of the predecessor's network joins as `paper`.
 SIZES = {
     "debug": {
@@ -25,6 +26,18 @@ SIZES = {
     "tiny": {
         "patch": 4,
         "widths": (48, 96, 192),
+        "encoder_blocks": (1, 1, 1),
+        "decoder_blocks": (1, 1),
+        "bottom_blocks": 1,
+        "heads": 4,
+        "mlp_ratio": 3,
+        "linear_bins": 128,
+        "pool_bins": 3,
+        "groups": 8,
+    },
+    "small": {
+        "patch": 4,
+        "widths": (64, 128, 256),
         "encoder_blocks": (1, 1, 1),
         "decoder_blocks": (1, 1),
         "bottom_blocks": 1,

@@ -68,6 +68,7 @@ def _inputs(frames: int = 16, batch: int = 2, prompts: int = 3, tokens: int = 6)
     [
         ("debug", 16, 65, 64, 20_240),
         ("tiny", 384, 513, 192, 2_734_048),
+        ("small", 384, 513, 192, 4_672_208),
         ("base", 768, 513, 512, 121_383_300),
     ],
 )
@@ -91,7 +92,7 @@ def test_real_sizes_build(size, text_width, bins, frames, parameters):
 
 
 def test_every_size_is_tested():
-    assert set(SIZES) == {"debug", "tiny", "base"}
+    assert set(SIZES) == {"debug", "tiny", "small", "base"}
 
 
 def test_parameters_do_not_depend_on_the_length_of_the_signal():
