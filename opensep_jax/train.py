@@ -121,6 +121,7 @@ def main(
             write_config(workdir, description)
         with contextlib.closing(Board(workdir, int(state.step), first_process)) as board:
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
+            board.hparams(int(state.step), _flat(config.to_dict()))
             loop(run, state, board, saved)
 
 

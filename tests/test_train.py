@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from opensep_jax import sharding, train
 from opensep_jax.checkpoint.state import Checkpoints, load_params
@@ -84,7 +85,8 @@ def test_what_a_run_leaves(straight: Path, tiny_dataset: Path):
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
     expected, _ = tiny_run.steps(tiny_dataset, STEPS)
     np.testing.assert_allclose([loss for _, loss in losses], expected, rtol=1e-6)
-    for name in ("steps_per_s", "clips_per_s", "data_wait_s", "learning_rate", "gradient_norm"):
+    speeds = ("speed/steps_per_s", "speed/clips_per_s", "speed/data_wait_s")
+    for name in (*speeds, "optim/learning_rate", "optim/gradient_norm"):
         assert len(tiny_run.read_metrics(straight, name)) == STEPS
     assert [step for step, _ in tiny_run.read_metrics(straight, "val/si_sdri")] == [STEPS]
 
@@ -92,7 +94,7 @@ def test_what_a_run_leaves(straight: Path, tiny_dataset: Path):
 def test_what_tensorboard_shows(straight: Path):
     events = EventAccumulator(str(straight)).Reload()
     tags = events.Tags()
-    assert {"loss", "clips_per_s", "val/si_sdri"} <= set(tags["scalars"])
+    assert {"loss", "speed/clips_per_s", "val/si_sdri"} <= set(tags["scalars"])
     assert {f"val/2_sources/0/{name}" for name in ("mixture", "1_target", "2_estimate")} <= set(
         tags["audio"]
     )
@@ -101,6 +103,10 @@ def test_what_tensorboard_shows(straight: Path):
     assert picture.width > 900 and picture.height > 400
     (text,) = events.Tensors("config")
     assert b'"learning_rate": 0.001' in text.tensor_proto.string_val[0]
+    hyper_parameters = HParamsPluginData.FromString(
+        events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    ).session_start_info.hparams
+    assert hyper_parameters["optim.learning_rate"].number_value == 1e-3
 
 
 def test_a_run_that_broke_off_goes_on_to_the_last_digit(

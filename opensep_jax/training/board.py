@@ -12,6 +12,7 @@ import soundfile
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from opensep_jax.training.panels import Exhibit
@@ -91,6 +92,13 @@ class Board:
         value.tensor.tensor_shape.dim.add(size=1)
         value.tensor.string_val.append(markdown.encode())
         self._add(step, [value])
+
+    def hparams(self, step: int, values: dict[str, object]) -> None:
+        """Hyper-parameters by name, for the tab that compares runs by them."""
+        if not self._active:
+            return
+        plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in values.items()}
+        self._add(step, list(hparams_pb(plain).value))
 
     def close(self) -> None:
         """Closes the files."""

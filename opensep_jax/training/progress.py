@@ -94,9 +94,9 @@ class Progress:
         now, steps = time.monotonic(), done - self._logged
         speed = steps / (now - self._since)
         rates = {
-            "steps_per_s": speed,
-            "clips_per_s": speed * self._clips_per_step,
-            "data_wait_s": self._stream.pop_wait() / steps,
+            "speed/steps_per_s": speed,
+            "speed/clips_per_s": speed * self._clips_per_step,
+            "speed/data_wait_s": self._stream.pop_wait() / steps,
         }
         self._pending, self._logged, self._since = (done, metrics, rates), done, now
 

@@ -74,7 +74,8 @@ def train_step(
 
     Returns:
         State after, and metrics: those of the task (NaN where nothing of the kind was in the
-        batch), `loss`, `gradient_norm`, `parameter_norm`, `learning_rate` and `halted`.
+        batch), `loss`, `optim/gradient_norm`, `optim/parameter_norm`, `optim/learning_rate` and
+        `halted`.
     """
     loss, sums, grads = mean_gradient(
         loss_fn, state.params, batch, constants, step_key(key, state.step), accumulation
@@ -83,7 +84,10 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), state.ema, params)
-    norms = {"gradient_norm": optax.tree.norm(grads), "parameter_norm": optax.tree.norm(params)}
+    norms = {
+        "optim/gradient_norm": optax.tree.norm(grads),
+        "optim/parameter_norm": optax.tree.norm(params),
+    }
     finite = jnp.isfinite(jnp.stack([loss, *norms.values()])).all()
     halted = state.halted | ~finite
 
@@ -93,7 +97,9 @@ def train_step(
         name: jnp.where(weight > 0, total / jnp.maximum(weight, 1e-9), jnp.nan)
         for name, (total, weight) in sums.items()
     }
-    metrics |= {**norms, "loss": loss, "learning_rate": schedule(state.step), "halted": halted}
+    metrics |= {
+        **norms, "loss": loss, "optim/learning_rate": schedule(state.step), "halted": halted
+    }  # fmt: skip
     return jax.tree.map(lambda old, new: jnp.where(halted, old, new), kept, after), metrics
 
 

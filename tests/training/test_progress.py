@@ -52,8 +52,8 @@ def test_speed_is_of_the_steps_since_the_last_line(progress: Progress, tmp_path:
     progress.step(6, _metrics(1.0))  # two steps after the start
     progress.flush()
     line = _lines(tmp_path)[0]
-    assert 2 / 0.4 < line["steps_per_s"] < 2 / 0.02
-    assert line["clips_per_s"] == pytest.approx(32 * line["steps_per_s"])
+    assert 2 / 0.4 < line["speed/steps_per_s"] < 2 / 0.02
+    assert line["speed/clips_per_s"] == pytest.approx(32 * line["speed/steps_per_s"])
 
 
 def test_what_is_not_a_number_is_left_out(progress: Progress, tmp_path: Path):

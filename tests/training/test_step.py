@@ -56,13 +56,13 @@ def test_an_update_by_hand():
     error = batch["x"] @ kernel + 0.5 - batch["y"]
     gradient = 2 * batch["x"].T @ error / len(error)
     np.testing.assert_allclose(metrics["loss"], np.mean(error**2), rtol=1e-5)
-    np.testing.assert_allclose(metrics["gradient_norm"], np.linalg.norm(gradient), rtol=1e-5)
+    np.testing.assert_allclose(metrics["optim/gradient_norm"], np.linalg.norm(gradient), rtol=1e-5)
     np.testing.assert_allclose(metrics["few"], error[:3].mean(), rtol=1e-5)
     np.testing.assert_allclose(state.params["kernel"], kernel - RATE * gradient, rtol=1e-5)
     norm = np.linalg.norm(kernel - RATE * gradient)
-    np.testing.assert_allclose(metrics["parameter_norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["optim/parameter_norm"], norm, rtol=1e-5)
     assert math.isnan(metrics["none"])
-    assert (metrics["learning_rate"], state.step, bool(metrics["halted"])) == (1.0, 1, False)
+    assert (metrics["optim/learning_rate"], state.step, bool(metrics["halted"])) == (1.0, 1, False)
 
 
 def test_moving_average():
@@ -132,6 +132,6 @@ def test_a_step_that_is_not_finite_changes_nothing(bad: float):
 
 def test_an_update_that_overflows_changes_nothing():
     state, metrics = _step(tx=optax.sgd(1e38))(_state(), _batch(), CONSTANTS, jax.random.key(0))
-    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["optim/gradient_norm"])
     assert bool(metrics["halted"])
     np.testing.assert_array_equal(state.params["kernel"], np.arange(1.0, 5.0))
