@@ -21,6 +21,8 @@ def get_config() -> ConfigDict:
     c.stft.n_fft_samples = 1022  # 512 bins # BiModal repo
     c.stft.hop_samples = 256  # BiModal repo
 
+    c.window_s = 5.0  # inference works in windows of this length # ours
+
     c.model = ConfigDict()
     c.model.size = "base"  # a name in models/unet.py: base, small, tiny, debug
     c.model.dtype = "bfloat16"  # compute type; parameters are float32 # ours
@@ -78,7 +80,7 @@ def get_config() -> ConfigDict:
     c.mesh = ConfigDict()  # devices on each axis; -1: what is left
     c.mesh.data = -1
     c.mesh.fsdp = 1
-    c.mesh.tensor = 1
+    c.mesh.tensor = 1  # for language models; nothing that is trained here uses it
     c.mesh.fsdp_min_size = 2**18  # elements below which a parameter is not split # ours
 
     c.eval = ConfigDict()  # fixed validation mixtures inside the run # ours

@@ -195,7 +195,7 @@ class Separator:
         Raises:
             ValueError: samples or queries are not as above.
         """
-        samples_CT = _checked_samples(samples_CT, sample_rate_hz)
+        samples_CT, sample_rate_hz = _checked_samples(samples_CT, sample_rate_hz)
         text = self._embed(_checked_queries(queries))
         stems = np.zeros((len(queries), *samples_CT.shape), np.float32)
         rate_hz, length = self.net.sample_rate_hz, samples_CT.shape[1]
@@ -319,7 +319,7 @@ def _build(config: dict) -> SeparatorNet:
     return build_separator(**model, **config["stft"], remat=False, sample_rate_hz=rate_hz)
 
 
-def _checked_samples(samples_CT: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+def _checked_samples(samples_CT: np.ndarray, sample_rate_hz: int) -> tuple[np.ndarray, int]:
     samples_CT = np.asarray(samples_CT)
     if not np.issubdtype(samples_CT.dtype, np.floating):
         raise ValueError(f"need float samples in [-1, 1], got {samples_CT.dtype}")
@@ -331,7 +331,7 @@ def _checked_samples(samples_CT: np.ndarray, sample_rate_hz: int) -> np.ndarray:
         raise ValueError("samples are NaN or infinite")
     if sample_rate_hz < 1 or sample_rate_hz != int(sample_rate_hz):
         raise ValueError(f"need a whole, positive sample rate, got {sample_rate_hz} Hz")
-    return np.asarray(samples_CT, np.float32)
+    return np.asarray(samples_CT, np.float32), int(sample_rate_hz)
 
 
 def _checked_queries(queries: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,10 @@ def _read_clips(
     """Decodes files into clips of at most `max_seconds`; what cannot be read is noted."""
     longest = int(args.max_seconds * args.sample_rate_hz)
     for clip in clips:
+        if clip.path != os.fsencode(clip.path).decode(errors="replace"):  # no record could hold it
+            shown = ascii(clip.path)
+            rejected.append({"path": shown, "why": f"{shown}: its name is not UTF-8; rename it"})
+            continue
         try:
             pcm_T = _decode(root / clip.path, args.sample_rate_hz)
         except AudioError as error:
@@ -241,6 +246,7 @@ def _finish(out: Path, dataset: datasets.Dataset, plan: dict) -> None:
             "clips": sum(len(index["clips"]) for index in indexes),
             "seconds": round(samples / plan["sample_rate_hz"], 3),
             "rejected": sum(len(index["rejected"]) for index in indexes),
+            "sha256": records.digest(indexes),
         }
     info = {
         "schema": records.SCHEMA_VERSION,

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import os
+import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,12 +39,14 @@ def write_report(out: Path) -> Path:
     folders = sorted(path.parent for path in out.rglob("separation.json"))
     sections = "\n".join(_section(folder, out) for folder in folders)
     page = out / "index.html"
-    temporary = page.with_name(".index.html.tmp")
+    temporary = page.with_name(f".index.html.{os.getpid()}.tmp")
     temporary.write_text(
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width'>"
         f"<title>Separations</title><style>{_STYLE}</style></head><body>"
-        f"<h1>Separations</h1>{sections or '<p>Nothing here yet.</p>'}</body></html>\n"
+        f"<h1>Separations</h1>{sections or '<p>Nothing here yet.</p>'}</body></html>\n",
+        encoding="utf-8",
+        errors="replace",  # file names need not be UTF-8
     )
     os.replace(temporary, page)
     return page
@@ -81,7 +84,8 @@ def _figures(rows: list[tuple[str, str, Path]], out: Path) -> Iterable[str]:
         size = 2 * round(audio.sample_rate_hz * 0.032)
         level_db = spectrogram_db(audio.samples_CT.mean(0), Stft(size, size // 4), _COLUMNS)
         reference_db = float(level_db.max()) if reference_db is None else reference_db
-        link = html.escape(os.path.relpath(file, out).replace(os.sep, "/"))
+        relative = os.fsencode(os.path.relpath(file, out)).replace(os.fsencode(os.sep), b"/")
+        link = urllib.parse.quote(relative)
         yield (
             f"<figure><figcaption>{html.escape(name)}<br><small>{html.escape(remark)}</small>"
             f"</figcaption><audio controls preload='none' src='{link}'></audio>"

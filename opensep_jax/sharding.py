@@ -106,13 +106,27 @@ def place(tree: object, layout: object) -> object:
     )
 
 
-def gather(tree: object, mesh: Mesh) -> object:
-    """Within jit: whole copies of parameters that are split over the fsdp axis.
+def gather(tree: object, layout: object) -> object:
+    """Within jit: whole copies of parameters that are split over the fsdp axis, all at once.
 
     Without it the compiler splits activations by channel wherever it meets a split kernel, and
-    moves more data; the gradient of a gathered parameter comes back split.
+    moves more data. The gradient of a gathered parameter is split like the parameter.
+
+    Args:
+        tree: parameters.
+        layout: their shardings, as of `param_sharding`.
     """
-    return jax.lax.with_sharding_constraint(tree, replicated(mesh))
+    whole = jax.tree.map(lambda sharding: replicated(sharding.mesh), layout)
+
+    @jax.custom_vjp
+    def gathered(split: object) -> object:
+        return jax.lax.with_sharding_constraint(split, whole)
+
+    def backward(_: None, gradient: object) -> tuple[object]:
+        return (jax.lax.with_sharding_constraint(gradient, layout),)
+
+    gathered.defvjp(lambda split: (gathered(split), None), backward)
+    return gathered(tree)
 
 
 def _named(sizes: Sequence[int]) -> str:

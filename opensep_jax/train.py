@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,11 +56,12 @@ FREE_KEYS = (
 
 
 POSITIVE_KEYS = (
-    ("data", "crop_s"), ("data", "max_names"), ("data", "text_tokens"), ("data", "threads"),
-    ("eval", "batch"), ("eval", "every_steps"), ("eval", "mixtures"), ("eval", "seconds"),
-    ("train", "accumulation"), ("train", "batch"), ("train", "keep_checkpoints"),
-    ("train", "log_every_steps"), ("train", "save_every_steps"), ("train", "steps"),
+    "window_s", "data.crop_s", "data.max_names", "data.text_tokens", "data.threads",
+    "eval.batch", "eval.every_steps", "eval.mixtures", "eval.seconds",
+    "train.accumulation", "train.batch", "train.keep_checkpoints",
+    "train.log_every_steps", "train.save_every_steps", "train.steps",
 )  # fmt: skip
+WEIGHT_KEYS = ("data.wordings", "mix.counts", "loss")  # not negative, and not all of them zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Run:
 
     def loss(self, params: dict, *rest: object) -> tuple:
         """Loss of the task with parameters as the mesh keeps them."""
-        return self.task.loss(sharding.gather(params, self.mesh), *rest)
+        return self.task.loss(sharding.gather(params, self.layout.params), *rest)
 
 
 def main(
@@ -151,14 +153,21 @@ def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
 
 
 def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Raises if a number that must be positive is not."""
-    wrong = [
-        f"config.{section}.{key}={config[section][key]}"
-        for section, key in POSITIVE_KEYS
-        if config[section][key] <= 0
-    ]
+    """Raises if a number lies where it means nothing."""
+    values = _flat(config.to_dict())
+    wrong = [f"config.{key}={values[key]}" for key in POSITIVE_KEYS if values[key] <= 0]
     if wrong:
         raise DoorError(f"{', '.join(wrong)} must be positive")
+    for section in WEIGHT_KEYS:
+        weights = {k: v for k, v in values.items() if k.startswith(f"{section}.")}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            shown = ", ".join(f"config.{key}={value}" for key, value in weights.items())
+            raise DoorError(f"{shown}: none may be negative, and one must be more than zero")
+    if config.mesh.tensor > 1:
+        raise DoorError(
+            f"config.mesh.tensor={config.mesh.tensor}: no network that is trained has anything to "
+            "split over this axis; use mesh.data or mesh.fsdp"
+        )
 
 
 def build_task(config: ml_collections.ConfigDict) -> SeparatorTask:
@@ -285,7 +294,7 @@ def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
         "stft": config.stft.to_dict(),
         "sample_rate_hz": config.sample_rate_hz,
         "text_encoder": task.train.info["text_encoder"],
-        "window_s": config.eval.seconds,
+        "window_s": config.window_s,
         "records": task.train.info["splits"],
         "config": json.loads(config.to_json()),
     }
@@ -299,7 +308,8 @@ def refuse_other_config(workdir: Path, description: dict) -> None:
     before, now = (
         {
             **_flat(of.get("config", {})),
-            **_flat({k: of.get(k) for k in ("text_encoder", "records")}),
+            "text_encoder.id": of.get("text_encoder", {}).get("id"),
+            **_flat({"records": of.get("records")}),
         }
         for of in (stored, description)
     )
@@ -336,6 +346,9 @@ def _main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise DoorError(f"unexpected arguments: {' '.join(argv[1:])}")
+        given = NUM_PROCESSES.value is not None or PROCESS_ID.value is not None
+        if given and not (DISTRIBUTED.value or COORDINATOR.value):
+            raise DoorError("--num_processes and --process_id need --coordinator_address")
         if DISTRIBUTED.value or COORDINATOR.value:
             jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         main(CONFIG.value, Path(WORKDIR.value))
@@ -349,10 +362,11 @@ def _main(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """The flags, with config; what is wrong with them is a message."""
+    if "--help" in argv:  # absl's own looks for the flags of a console script in that script
+        print(__doc__, flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("workdir")))
+        sys.exit(EXIT_DONE)
     try:
         return flags.FLAGS(argv)
-    except SystemExit:  # --help was printed; absl calls that a failure
-        sys.exit(EXIT_DONE)
     except Exception as error:  # a config is any Python
         print(f"{type(error).__name__}: {error}\nSee --help.", file=sys.stderr)
         sys.exit(EXIT_CANNOT_RUN)
@@ -360,6 +374,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def cli() -> None:
     """Entry point of `opensep-train`."""
+    sys.path.insert(0, os.getcwd())  # config files import `configs`; a console script has no cwd
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(_main, flags_parser=_parse)
 

@@ -149,8 +149,8 @@ def test_long_stereo_files_of_other_rates_become_several_clips(tmp_path, tiny_en
     out = tmp_path / "out"
     assert prepare_folder(root.parent, out, tiny_encoder, "--max_seconds", "1.5") == 0
     dataset = PreparedDataset(out, "train")
-    parts = [(clip.path, clip.start_samples, clip.samples) for clip in dataset.clips]
-    assert parts == [
+    clips = (*dataset.clips, *PreparedDataset(out, "val").clips)
+    assert [(clip.path, clip.start_samples, clip.samples) for clip in clips] == [
         ("hum/a.flac", 0, 24_000),
         ("hum/a.flac", 24_000, 24_000),  # the rest of 0.7 s is dropped
         ("hum/b.wav", 0, 24_000),  # then silence, then a rest
@@ -161,7 +161,8 @@ def test_long_stereo_files_of_other_rates_become_several_clips(tmp_path, tiny_en
     assert {clip.sources[0].name for clip in dataset.clips} == {"hum"}
     short = tmp_path / "short"
     assert prepare_folder(root.parent, short, tiny_encoder, "--max_seconds", "0.5") == 0
-    assert [clip.samples for clip in PreparedDataset(short, "train").clips].count(8000) == 7 + 4
+    for split, count in (("train", 7), ("val", 4)):
+        assert [clip.samples for clip in PreparedDataset(short, split).clips].count(8000) == count
 
 
 # Shared, killed, repeated

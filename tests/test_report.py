@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import soundfile
@@ -16,7 +17,7 @@ from opensep_jax.signal.stft import Stft
 
 
 def test_page_links_what_is_there(tmp_path: Path, sine_T: np.ndarray):
-    folder = tmp_path / "out" / "a song"
+    folder = tmp_path / "out" / "C#4"
     folder.mkdir(parents=True)
     for file in (tmp_path / "a song.wav", folder / "01_x.wav", folder / "residual.wav"):
         soundfile.write(file, sine_T, 16000)
@@ -31,8 +32,8 @@ def test_page_links_what_is_there(tmp_path: Path, sine_T: np.ndarray):
     (folder / "separation.json").write_text(json.dumps(record))
     page = write_report(tmp_path / "out").read_text()
     links = re.findall(r"<audio [^>]*src='([^']*)'", page)
-    assert links == ["../a song.wav", "a song/01_x.wav", "a song/residual.wav"]
-    assert all((tmp_path / "out" / link).exists() for link in links)
+    assert links == ["../a%20song.wav", "C%234/01_x.wav", "C%234/residual.wav"]
+    assert all((tmp_path / "out" / unquote(link)).exists() for link in links)
     assert "<b>x" not in page and "&lt;b&gt;x" in page
     assert "75 % of the energy" in page and "not there any more" in page and "a note" in page
     pictures = re.findall(r"src='data:image/png;base64,([^']*)'", page)

@@ -71,12 +71,12 @@ def test_gather_gives_split_gradients():
     layout = sharding.param_sharding(kernel, mesh, min_size=1)
 
     def loss(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.sum((x @ sharding.gather(kernel, mesh)) ** 2)
+        return jnp.sum((x @ sharding.gather(kernel, layout)) ** 2)
 
     x = np.ones((8, 8), np.float32)
-    gradient = jax.jit(
-        jax.grad(loss), in_shardings=(layout, sharding.batch_sharding(mesh)), out_shardings=layout
-    )(kernel, x)
+    gradient = jax.jit(jax.grad(loss), in_shardings=(layout, sharding.batch_sharding(mesh)))(
+        kernel, x
+    )
     assert gradient.addressable_shards[0].data.shape == (2, 4)
     np.testing.assert_allclose(gradient, 2 * x.T @ (x @ kernel), rtol=1e-6)
 

@@ -1,5 +1,6 @@
 """Whole runs: resuming, refusing, halting, and what a run leaves behind."""
 
+import csv
 import io
 import json
 import shutil
@@ -19,6 +20,7 @@ from opensep_jax.checkpoint.state import Checkpoints, load_params
 from opensep_jax.cli import DoorError
 from opensep_jax.data import records
 from tests import tiny_run
+from tests.tiny_dataset import prepare_folder
 from tests.tiny_run import STEPS
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -175,14 +177,19 @@ def test_another_config_is_refused(straight: Path, tiny_dataset: Path, changes: 
     assert (straight / "config.json").read_bytes() == before
 
 
-def test_other_records_are_refused(straight: Path, tiny_dataset: Path, tmp_path: Path):
+def test_other_records_are_refused(
+    straight: Path, tiny_dataset: Path, tiny_sounds: Path, tiny_encoder: Path, tmp_path: Path
+):
     shutil.copytree(tiny_dataset, tmp_path / "moved")
     _run(tmp_path / "moved", straight)  # the same, elsewhere
-    info = json.loads((tmp_path / "moved" / "dataset.json").read_text())
-    info["splits"]["train"]["seconds"] += 1
-    (tmp_path / "moved" / "dataset.json").write_text(json.dumps(info))
-    with pytest.raises(DoorError, match="records.train.seconds: .* there, .* now"):
-        _run(tmp_path / "moved", straight)
+    sounds = shutil.copytree(tiny_sounds, tmp_path / "sounds")
+    manifest = (sounds / "manifest.csv").read_text()
+    assert "train" in manifest
+    caption = next(csv.DictReader(io.StringIO(manifest)))["caption"]
+    (sounds / "manifest.csv").write_text(manifest.replace(caption, "something else", 1))
+    assert prepare_folder(sounds, tmp_path / "other", tiny_encoder) == 0
+    with pytest.raises(DoorError, match=r"records.train.sha256: .* there, .* now"):
+        _run(tmp_path / "other", straight)
 
 
 def test_a_config_without_checkpoints_stops_nobody(

@@ -70,6 +70,12 @@ def _flags(folder: Path, tmp_path: Path, **changes: object) -> list[str]:
         ({"train__log_every_steps": 0}, "config.train.log_every_steps=0 must be positive"),
         ({"data__crop_s": -1.0}, "config.data.crop_s=-1.0 must be positive"),
         ({"eval__mixtures": 0}, "config.eval.mixtures=0 must be positive"),
+        (
+            {"loss__negative_snr": 0.0, "loss__magnitude_l1": 0.0},
+            "config.loss.magnitude_l1=0.0, config.loss.negative_snr=0.0: none may be negative",
+        ),
+        ({"data__wordings__label": -1.0}, "none may be negative, and one must be more than zero"),
+        ({"mesh__tensor": 2}, "config.mesh.tensor=2: no network that is trained"),
         ({"train__batch": "many"}, "train.batch"),
         ({"optim__lernrate": 1}, "lernrate"),
     ],
@@ -105,6 +111,8 @@ def test_config_files_that_cannot_be_used(cli: Callable, tmp_path: Path):
     assert code == 2 and "broken.py" in said
     code, said = cli(workdir)
     assert code == 2 and "--config" in said
+    code, said = cli(f"--config={CONFIG_FILE}", workdir, "--num_processes=2")
+    assert code == 2 and "--num_processes and --process_id need --coordinator_address" in said
     code, said = cli(f"--config={CONFIG_FILE}", workdir, "stray")
     assert code == 2 and "unexpected arguments: stray" in said
 
@@ -150,8 +158,11 @@ def test_a_full_disk_stops_the_run(
     assert load_params(small_disk / "run")[0]["step"] == 1
 
 
-def test_help_is_no_failure():
-    command = [sys.executable, "-m", "opensep_jax.train", "--help"]
+@pytest.mark.parametrize(
+    "start", [["-m", "opensep_jax.train"], ["-c", "from opensep_jax.train import cli; cli()"]]
+)
+def test_help_as_module_and_as_console_script(start: list[str]):
+    command = [sys.executable, *start, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=CONFIG_FILE.parent.parent)
     assert done.returncode == 0
     assert "--workdir" in done.stdout and "--config" in done.stdout

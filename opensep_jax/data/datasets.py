@@ -3,11 +3,14 @@
 import csv
 import dataclasses
 import json
+import logging
 import re
 from collections import Counter
 from pathlib import Path
 
-from opensep_jax.signal.files import list_audio_files
+from opensep_jax.signal.files import AUDIO_SUFFIXES, list_audio_files
+
+logger = logging.getLogger("opensep_jax")
 
 MANIFEST_COLUMNS = ("path", "label", "caption", "split")
 
@@ -63,8 +66,9 @@ def read_folder(root: Path, val_every: int = 10) -> Dataset:
 
     The manifest has the columns path, label, caption, split (others are kept as they are).
     Without a manifest the class is the name of the top subfolder (underscores become spaces),
-    there is no caption, and every `val_every`-th file of a class is validation. `families.json`
-    beside them, `{family: [label, ...]}`, is optional.
+    there is no caption, and every `val_every`-th file of a class is validation; the last one of a
+    class that has fewer, but more than one. Files in no subfolder are left out, with a warning.
+    `families.json` beside them, `{family: [label, ...]}`, is optional.
 
     Raises:
         ValueError: naming the file and row or column that is wrong.
@@ -127,12 +131,16 @@ def _read_families(file: Path) -> dict[str, list[str]]:
 
 
 def _from_subfolders(root: Path, val_every: int) -> list[Clip]:
+    loose = [file for file in root.iterdir() if file.suffix.lower() in AUDIO_SUFFIXES]
+    if loose:
+        logger.warning("%s: %d files are in no class folder and are left out", root, len(loose))
     clips = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         source = ClipSource(folder.name.replace("_", " "), "")
         files = [file for file in list_audio_files([folder]) if file.problem is None]
         for number, file in enumerate(files):
-            split = "val" if number % val_every == val_every - 1 else "train"
+            is_val = number % val_every == min(val_every, len(files)) - 1 and len(files) > 1
+            split = "val" if is_val else "train"
             clips.append(Clip(str(file.path.relative_to(root)), split, (source,), {}))
     return clips
 

@@ -90,7 +90,7 @@ class MixtureExamples:
             "clips": clips_ST,
             "text_id": text_id_SK,
             "count": np.int32(count),
-            "example": np.int32(index),
+            "example": np.uint32(index & 0xFFFFFFFF),
         }
 
     def _draw_clips(self, rng: np.random.Generator, count: int) -> list[int]:

@@ -117,6 +117,14 @@ def read_index(stem: Path) -> dict[str, list]:
         raise RecordError(f"{file}: damaged ({error}); prepare this folder again") from error
 
 
+def digest(indexes: Sequence[dict[str, list]]) -> str:
+    """Hash over the clips of indexes: their files, checksums of the samples, names and prompts."""
+    found = hashlib.sha256()
+    for index in indexes:
+        found.update(msgpack.packb(index["clips"]))
+    return found.hexdigest()
+
+
 def write_text_shard(stem: Path, rows: Sequence[tuple[str, str, np.ndarray]]) -> None:
     """Writes (key, prompt, bfloat16 [L, C] states) rows, sorted by key."""
     records = stem.with_suffix(".arrayrecord")

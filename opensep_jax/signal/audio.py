@@ -118,7 +118,7 @@ def audio_info(path: str | os.PathLike) -> AudioInfo:
     """
     _check_readable(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             if file.frames < _UNKNOWN_FRAMES:
                 return AudioInfo(file.frames, file.samplerate, file.channels)
     except (soundfile.LibsndfileError, TypeError):
@@ -187,7 +187,7 @@ def _check_readable(path: str | os.PathLike) -> None:
 
 def _decode_libsndfile(path: str | os.PathLike) -> Audio:
     blocks = []
-    with _Stream(path) as file:
+    with _Stream(os.fsencode(path)) as file:
         while not blocks or len(blocks[-1]) == _BLOCK_FRAMES:
             blocks.append(file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True))
         rate_hz, subtype = file.samplerate, file.subtype

@@ -161,7 +161,8 @@ def _encode_libsndfile(
     path: Path, samples_TC: np.ndarray, rate_hz: int, name: str, subtype: str
 ) -> None:
     channels = samples_TC.shape[1]
-    with soundfile.SoundFile(path, "w", rate_hz, channels, subtype, format=name) as file:
+    raw = os.fsencode(path)  # which need not be UTF-8
+    with soundfile.SoundFile(raw, "w", rate_hz, channels, subtype, format=name) as file:
         for start in range(0, len(samples_TC), _BLOCK_FRAMES):
             file.write(samples_TC[start : start + _BLOCK_FRAMES])
     if name == "OGG":

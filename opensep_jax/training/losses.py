@@ -10,7 +10,9 @@ def negative_snr(
     """Negative signal-to-noise ratio in dB over the complex spectrogram.
 
     Parseval makes it the SNR of the waveform up to the window's overlap, without an inverse STFT.
-    `floor` (of the target's energy) is added to the error, so no more than 30 dB is asked for.
+    `floor` (of the target's energy) is added to the error, so no more than 30 dB is asked for. A
+    target fainter than that below its mixture counts as if it were as loud, so silence is asked
+    for within the same bounds.
 
     Args:
         target_BPFN: complex spectra of the targets.
@@ -26,7 +28,8 @@ def negative_snr(
     axes = (-2, -1)
     error_BP = jnp.sum(jnp.real(error) ** 2 + jnp.imag(error) ** 2, axis=axes)
     energy_BP = jnp.sum(jnp.real(target_BPFN) ** 2 + jnp.imag(target_BPFN) ** 2, axis=axes)
-    energy_BP = jnp.maximum(energy_BP, 1e-8)
+    mix_B1 = jnp.sum(jnp.real(mix_B1FN) ** 2 + jnp.imag(mix_B1FN) ** 2, axis=axes)
+    energy_BP = jnp.maximum(energy_BP, jnp.maximum(floor * mix_B1, 1e-8))
     return 10 * jnp.log10((error_BP + floor * energy_BP) / energy_BP)
 
 

@@ -217,7 +217,9 @@ def make_targets(task: SeparatorTask, batch: dict, key: jax.Array) -> dict[str, 
     members_BPS = jnp.asarray(members_QS, jnp.float32)[index_BP]
     return {
         "mix": spectra_BSFN.sum(1),
-        "target": jnp.einsum("bps,bsfn->bpfn", members_BPS, spectra_BSFN),
+        "target": jnp.einsum(
+            "bps,bsfn->bpfn", members_BPS, spectra_BSFN, precision=jax.lax.Precision.HIGHEST
+        ),
         "text_id": mix.target_text_ids(members_QS, index_BP, batch["text_id"]),
         "possible": possible_BP,
         "is_pair": members_BPS.sum(-1) > 1,

@@ -62,7 +62,7 @@ def test_batches_have_the_agreed_shapes(dataset):
             "clips": ((BATCH, 4, 3000), "int16"),
             "text_id": ((BATCH, 4, 2), "int32"),
             "count": ((BATCH,), "int32"),
-            "example": ((BATCH,), "int32"),
+            "example": ((BATCH,), "uint32"),
         }
         np.testing.assert_array_equal(batch["example"], step * BATCH + np.arange(BATCH))
         mixed_BS = np.arange(4) < batch["count"][:, None]

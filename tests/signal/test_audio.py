@@ -205,3 +205,9 @@ def test_equal_rates_change_nothing_but_the_length():
             audio.resample(samples, *bad)
     with pytest.raises(ValueError, match=r"\[C, T\]"):
         audio.resample(samples[0], 16_000, 8000)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.flac")
+    write.write_audio(path, np.full((1, 100), 0.25, np.float32), 8000, "PCM_16")
+    assert audio.read_audio(path).samples_CT.shape == (1, 100)

@@ -26,9 +26,12 @@ def test_negative_snr_asks_for_no_more_than_30_db():
     np.testing.assert_allclose(perfect, [[-30.0]], rtol=1e-6)
 
 
-def test_negative_snr_of_silence_is_finite():
-    silence = _spectra(0, 0)
-    assert np.isfinite(negative_snr(silence, jnp.ones((1, 1, 1, 2)), _spectra(1, 1))).all()
+def test_negative_snr_of_silence_is_bounded():
+    silence, mix = _spectra(0, 0), _spectra(1, 1)
+    open_mask, closed_mask = jnp.ones((1, 1, 1, 2)), jnp.zeros((1, 1, 1, 2))
+    np.testing.assert_allclose(negative_snr(silence, open_mask, mix), 30, atol=0.01)
+    np.testing.assert_allclose(negative_snr(silence, closed_mask, mix), -30, atol=1e-4)
+    assert np.isfinite(negative_snr(silence, open_mask, silence)).all()
 
 
 def test_negative_snr_does_not_depend_on_gain():
