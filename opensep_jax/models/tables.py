@@ -29,3 +29,23 @@ ROBERTA_TABLE = WeightTable(
         r"cls\.predictions\.transform\.(?:dense|LayerNorm)\.(?:weight|bias|gamma|beta)",
     ),
 )
+
+
+def gpt2_rules(pattern: str, path: str) -> tuple[Rule, ...]:
+    """Rules of GPT-2, whose kernels are [in, out]; `pattern` and `path` begin every name."""
+    block, to = pattern + r"h\.(\d+)\.", path + r"layer_\1/"
+    kernels = {
+        r"attn\.c_attn": "attention_in",
+        r"attn\.c_proj": "attention_out",
+        r"mlp\.c_fc": "mlp_up",
+        r"mlp\.c_proj": "mlp_down",
+    }
+    return (
+        Rule(pattern + r"wte\.weight", path + "token/embedding"),
+        Rule(pattern + r"wpe\.weight", path + "position/embedding"),
+        *layer_norm(pattern + "ln_f", path + "norm"),
+        *layer_norm(block + "ln_1", to + "attention_norm"),
+        *layer_norm(block + "ln_2", to + "mlp_norm"),
+        *(Rule(rf"{block}{name}\.weight", f"{to}{ours}/kernel") for name, ours in kernels.items()),
+        *(Rule(rf"{block}{name}\.bias", f"{to}{ours}/bias") for name, ours in kernels.items()),
+    )
