@@ -106,6 +106,8 @@ def draw_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The published code's tensor of that name as the recording had it, float32."""
     name = "gpt.transformer.wte.weight" if name == "gpt.lm_head.weight" else name
     last = name.split(".")[-1]
+    if last == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
     values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     n = np.float32(values)
     if last == "running_mean":

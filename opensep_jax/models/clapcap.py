@@ -110,7 +110,7 @@ class ClapcapNetwork(nn.Module):
 def search_captions(
     network: ClapcapNetwork,
     variables: dict,
-    level_BNM: jax.Array,
+    prefix_BPC: jax.Array,
     *,
     beams: int,
     max_tokens: int,
@@ -122,7 +122,7 @@ def search_captions(
     Args:
         network: The captioner.
         variables: Its collections `params` and `batch_stats`.
-        level_BNM: float32 [B, N, M], decibels in mel bands.
+        prefix_BPC: Float [B, P, C], from the network's `prefix`.
         beams: Beams of the search.
         max_tokens: Longest caption, stop word included.
         stop_id: The word that ends a caption.
@@ -131,7 +131,6 @@ def search_captions(
     Returns:
         The captions of each sound, the best first.
     """
-    prefix_BPC, _ = network.apply(variables, level_BNM, method="prefix")
     prefix = prefix_BPC.shape[1]
     # The last word of a caption is not read: nothing follows.
     positions = prefix + max_tokens - 1
