@@ -77,13 +77,23 @@ def mel_power(wave_T: jax.Array, spec: Mel, filters_FM: jax.Array | None = None)
     half, size = spec.n_fft_samples // 2, spec.n_fft_samples
     padding = [(0, 0)] * (wave_T.ndim - 1) + [(half, half)]
     padded_T = jnp.pad(wave_T, padding, mode=spec.pad_mode)
-    starts_N = np.arange(spec.frames(wave_T.shape[-1])) * spec.hop_samples
-    frames_NW = padded_T[..., starts_N[:, None] + np.arange(size)]
+    frames_NW = _frames(padded_T, spec.frames(wave_T.shape[-1]), size, spec.hop_samples)
     window_W = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
     spectrum_NF = jnp.fft.rfft(frames_NW * window_W.reshape((1,) * (frames_NW.ndim - 1) + (size,)))
     power_NF = jnp.real(spectrum_NF) ** 2 + jnp.imag(spectrum_NF) ** 2
     # In full precision: the reduced one of accelerators costs decibels in quiet bands.
     return jnp.matmul(power_NF, filters_FM, precision=jax.lax.Precision.HIGHEST)
+
+
+def _frames(padded_T: jax.Array, frames: int, size: int, hop: int) -> jax.Array:
+    """Frames [..., N, size]: reshaped slices, no gather (slow on TPU to compile and to run)."""
+    *lead, samples = padded_T.shape
+    parts = -(-size // hop)
+    wanted = (frames + parts - 1) * hop
+    missing = [(0, 0)] * len(lead) + [(0, max(0, wanted - samples))]
+    blocks = jnp.pad(padded_T, missing)[..., :wanted].reshape(*lead, frames + parts - 1, hop)
+    shifted = [blocks[..., part : part + frames, :] for part in range(parts)]
+    return jnp.concatenate(shifted, axis=-1)[..., :size]
 
 
 def decibels(power_NM: jax.Array, floor: float = 1e-10, top_db: float | None = None) -> jax.Array:
