@@ -86,7 +86,7 @@ def mel_power(wave_T: jax.Array, spec: Mel, filters_FM: jax.Array | None = None)
 
 
 def _frames(padded_T: jax.Array, frames: int, size: int, hop: int) -> jax.Array:
-    """Frames [..., N, size]: reshaped slices, no gather (slow on TPU to compile and to run)."""
+    """Frames [..., N, size], from slices of whole hops rather than a gather of single samples."""
     *lead, samples = padded_T.shape
     parts = -(-size // hop)
     wanted = (frames + parts - 1) * hop
