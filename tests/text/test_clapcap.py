@@ -1,5 +1,6 @@
 """The captioner as a whole, from files to texts, on weights that are drawn by name."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -60,8 +61,8 @@ def test_captions_equal_the_published_code(captioner: clapcap.Clapcap):
 def test_describes_itself_for_the_interface(captioner: clapcap.Clapcap, folder: Path):
     assert (captioner.sample_rate_hz, captioner.window_s) == (44_100, 7.0)
     assert captioner.padding == "repeat"
-    again = clapcap.load(str(folder / "weights.safetensors"), str(folder), size="tiny", beams=1)
-    assert captioner.id == again.id and captioner.id.startswith("clapcap-")
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    assert captioner.id == f"clapcap-{digest[:16]}"
 
 
 def test_reads_the_published_file_format(folder: Path, tmp_path: Path):
