@@ -63,6 +63,14 @@ def linear(pattern: str, path: str) -> tuple[Rule, Rule]:
     )
 
 
+def conv2d(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """Rules for weight [out, in, height, width] and bias of a torch convolution."""
+    return (
+        Rule(rf"{pattern}\.weight", f"{path}/kernel", lambda w: np.transpose(w, (2, 3, 1, 0))),
+        Rule(rf"{pattern}\.bias", f"{path}/bias"),
+    )
+
+
 def layer_norm(pattern: str, path: str) -> tuple[Rule, Rule]:
     """Rules for a layer norm; old BERT files say gamma and beta for weight and bias."""
     return (
