@@ -63,6 +63,14 @@ def linear(pattern: str, path: str) -> tuple[Rule, Rule]:
     )
 
 
+def conv1d(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """Rules for weight [out, in, width] and bias of a torch convolution over time."""
+    return (
+        Rule(rf"{pattern}\.weight", f"{path}/kernel", lambda weight_oiw: weight_oiw.T),
+        Rule(rf"{pattern}\.bias", f"{path}/bias"),
+    )
+
+
 def layer_norm(pattern: str, path: str) -> tuple[Rule, Rule]:
     """Rules for a layer norm; old BERT files say gamma and beta for weight and bias."""
     return (

@@ -1,6 +1,6 @@
 """Where the tensors of each published checkpoint go, by name; see `convert.py`."""
 
-from opensep_jax.models.convert import Rule, WeightTable, layer_norm, linear
+from opensep_jax.models.convert import Rule, WeightTable, conv1d, layer_norm, linear
 
 _BERT = r"(?:roberta\.|bert\.)?"
 _BERT_EMBED = _BERT + r"embeddings\."
@@ -28,4 +28,28 @@ ROBERTA_TABLE = WeightTable(
         r"cls\.predictions\.(?:bias|decoder\.(?:weight|bias))",
         r"cls\.predictions\.transform\.(?:dense|LayerNorm)\.(?:weight|bias|gamma|beta)",
     ),
+)
+
+_WHISPER = r"(?:model\.)?"
+_WHISPER_LAYER = _WHISPER + r"(encoder|decoder)\.layers\.(\d+)\."
+
+WHISPER_TABLE = WeightTable(
+    name="Whisper",
+    rules=(
+        *conv1d(_WHISPER + r"encoder\.conv([12])", r"encoder/conv\1"),
+        Rule(_WHISPER + r"encoder\.embed_positions\.weight", "encoder/position"),
+        Rule(_WHISPER + r"decoder\.embed_tokens\.weight", "decoder/token/embedding"),
+        Rule(_WHISPER + r"decoder\.embed_positions\.weight", "decoder/position/embedding"),
+        *linear(_WHISPER_LAYER + r"self_attn\.([qkv])_proj", r"\1/layer_\2/attention/\3"),
+        *linear(_WHISPER_LAYER + r"self_attn\.out_proj", r"\1/layer_\2/attention/out"),
+        *layer_norm(_WHISPER_LAYER + r"self_attn_layer_norm", r"\1/layer_\2/attention_norm"),
+        *linear(_WHISPER_LAYER + r"encoder_attn\.([qkv])_proj", r"\1/layer_\2/cross/\3"),
+        *linear(_WHISPER_LAYER + r"encoder_attn\.out_proj", r"\1/layer_\2/cross/out"),
+        *layer_norm(_WHISPER_LAYER + r"encoder_attn_layer_norm", r"\1/layer_\2/cross_norm"),
+        *linear(_WHISPER_LAYER + r"fc1", r"\1/layer_\2/mlp/up"),
+        *linear(_WHISPER_LAYER + r"fc2", r"\1/layer_\2/mlp/down"),
+        *layer_norm(_WHISPER_LAYER + r"final_layer_norm", r"\1/layer_\2/mlp/norm"),
+        *layer_norm(_WHISPER + r"(encoder|decoder)\.layer_norm", r"\1/norm"),
+    ),
+    skipped=(r"proj_out\.weight",),  # the token table again
 )
