@@ -117,6 +117,7 @@ class Whisper(nn.Module):
     config: WhisperConfig
 
     def setup(self) -> None:
+        """Declares the parts."""
         c = self.config
         self.encoder = _Encoder(c)
         self.decoder = _Decoder(c)

@@ -21,6 +21,7 @@ from opensep_jax.models.convert import convert
 from opensep_jax.models.roberta import Roberta, RobertaConfig
 from opensep_jax.models.safetensors import read_safetensors, safetensors_files
 from opensep_jax.models.tables import ROBERTA_TABLE
+from opensep_jax.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -172,22 +173,7 @@ def load_text_encoder(name: str, max_tokens: int = 512) -> TextEncoder:
     params = convert(read_safetensors(folder), ROBERTA_TABLE, abstract)
     digest = _content_hash(safetensors_files(folder))
     encoder_id = f"{hf_config['model_type']}-{config.layers}x{config.width}-{digest[:16]}"
-    return TextEncoder(encoder_id, network, params, _load_tokenizer(folder), max_tokens)
-
-
-def _load_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
-    """The fast tokenizer of a published model, without padding and truncation of its own."""
-    import tokenizers  # lazily, like transformers: importing this module stays cheap
-
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    else:
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return TextEncoder(encoder_id, network, params, load_tokenizer(folder), max_tokens)
 
 
 def _content_hash(files: Sequence[Path]) -> str:

@@ -1,8 +1,6 @@
 """Our Whisper against transformers' torch class, and what its configuration refuses."""
 
-import dataclasses
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +13,6 @@ from opensep_jax.models.whisper import (
     WHISPER_CONFIGS,
     Whisper,
     WhisperConfig,
-    empty_cache,
     generate,
 )
 
