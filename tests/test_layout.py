@@ -24,7 +24,7 @@ RANK = {
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
 DOOR_PARTS = {"cli", "inputs", "results", "report"}  # what doors share, or are split into
 MODEL_LIBRARIES = {"jax", "flax"}
-WEIGHT_FILES = {"convert.py", "tables.py", "safetensors.py"}  # published weights
+WEIGHT_FILES = {"convert.py", "tables.py", "safetensors.py", "pth.py"}  # published weights
 WEIGHT_LIBRARIES = MODEL_LIBRARIES | {"numpy", "ml_dtypes"}
 
 
