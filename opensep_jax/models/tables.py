@@ -1,6 +1,6 @@
 """Where the tensors of each published checkpoint go, by name; see `convert.py`."""
 
-from opensep_jax.models.convert import Rule, WeightTable, conv1d, layer_norm, linear
+from opensep_jax.models.convert import Rule, WeightTable, conv1d, in_out, layer_norm, linear
 
 _BERT = r"(?:roberta\.|bert\.)?"
 _BERT_EMBED = _BERT + r"embeddings\."
@@ -52,4 +52,49 @@ WHISPER_TABLE = WeightTable(
         *layer_norm(_WHISPER + r"(encoder|decoder)\.layer_norm", r"\1/norm"),
     ),
     skipped=(r"proj_out\.weight",),  # the token table again
+)
+
+_ACT_ENCODER = r"encoder\.blocks\.layers\.(\d+)\."
+_ACT_DECODER = r"transformer_decoder\.layers\.(\d+)\."
+
+
+def _act_attention(pattern: str, path: str) -> tuple[Rule, ...]:
+    """Rules for torch's `MultiheadAttention`, whose projections are rows of one matrix."""
+    return (
+        Rule(rf"{pattern}\.in_proj_weight", f"{path}/fused/kernel", in_out),
+        Rule(rf"{pattern}\.in_proj_bias", f"{path}/fused/bias"),
+        *linear(rf"{pattern}\.out_proj", f"{path}/out"),
+    )
+
+
+ACT_TABLE = WeightTable(
+    name="ACT",
+    rules=(
+        Rule(r"encoder\.bn0\.weight", "params/encoder/band_norm/scale"),
+        Rule(r"encoder\.bn0\.bias", "params/encoder/band_norm/bias"),
+        Rule(r"encoder\.bn0\.running_(mean|var)", r"batch_stats/encoder/band_norm/\1"),
+        Rule(r"encoder\.cls_token", "params/encoder/class_token", lambda array: array[0, 0]),
+        Rule(r"encoder\.pos_embedding", "params/encoder/position", lambda array: array[0]),
+        *linear(r"encoder\.patch_embed\.proj", "params/encoder/patch"),
+        *layer_norm(_ACT_ENCODER + r"0\.norm", r"params/encoder/layer_\1/attention_norm"),
+        *linear(_ACT_ENCODER + r"0\.fn\.qkv", r"params/encoder/layer_\1/attention/fused"),
+        *linear(_ACT_ENCODER + r"0\.fn\.proj\.0", r"params/encoder/layer_\1/attention/out"),
+        *layer_norm(_ACT_ENCODER + r"1\.norm", r"params/encoder/layer_\1/mlp_norm"),
+        *linear(_ACT_ENCODER + r"1\.fn\.mlp\.fc1", r"params/encoder/layer_\1/mlp_up"),
+        *linear(_ACT_ENCODER + r"1\.fn\.mlp\.fc2", r"params/encoder/layer_\1/mlp_down"),
+        *layer_norm(r"encoder\.mlp_head\.0", "params/encoder/norm"),
+        *linear(r"encoder\.mlp_head\.1", "params/encoder/head"),
+        *linear("encoder_linear", "params/bridge"),
+        Rule(r"pos_encoder\.pe", "params/position/embedding", lambda array: array[:, 0]),
+        Rule(r"word_emb\.weight", "params/token/embedding"),
+        *_act_attention(_ACT_DECODER + "self_attn", r"params/layer_\1/attention"),
+        *_act_attention(_ACT_DECODER + "multihead_attn", r"params/layer_\1/cross"),
+        *linear(_ACT_DECODER + "linear1", r"params/layer_\1/mlp_up"),
+        *linear(_ACT_DECODER + "linear2", r"params/layer_\1/mlp_down"),
+        *layer_norm(_ACT_DECODER + "norm1", r"params/layer_\1/attention_norm"),
+        *layer_norm(_ACT_DECODER + "norm2", r"params/layer_\1/cross_norm"),
+        *layer_norm(_ACT_DECODER + "norm3", r"params/layer_\1/mlp_norm"),
+        *linear("dec_fc", "params/head"),
+    ),
+    skipped=(r"encoder\.bn0\.num_batches_tracked",),
 )
