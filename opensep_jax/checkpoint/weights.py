@@ -102,8 +102,9 @@ def resolve(name: str) -> Path:
     hub_id = HUB_NAMES.get(name, name)
     if _HUB_ID.fullmatch(hub_id):
         return _check_folder(_from_hub(hub_id), name)
+    known = sorted({*WHEELS, *WHISPERS, *HUB_NAMES})
     raise ValueError(
-        f"unknown weights {name!r}: known are the names {sorted({*WHEELS, *WHISPERS, *HUB_NAMES})}, "
+        f"unknown weights {name!r}: known are the names {known}, "
         "an existing local folder, or a hub id like 'org/name'"
     )
 

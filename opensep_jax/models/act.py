@@ -1,8 +1,8 @@
 """ACT, the audio captioning transformer: a log-mel spectrogram in, a sentence of whole words out.
 
 The encoder is a vision transformer over strips of four frames, pre-trained to name AudioSet
-classes; its class scores are what the decoder attends to. Numerically equal to the published code in
-inference.
+classes; its class scores are what the decoder attends to. Numerically equal to the published code
+in inference.
 
 Source: Mei et al. 2021 (arXiv 2107.09817), github.com/XinhaoMei/ACT.
 """

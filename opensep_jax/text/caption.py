@@ -60,7 +60,7 @@ class Captioner:
     Attributes:
         id: The network's.
         policy: A name of `POLICIES`. A long recording is heard at its start, in its centre, at a
-            place drawn from the seed and its content, or (`multi`) in windows over its whole length.
+            place drawn from the seed and its content, or (`multi`) in windows all over it.
         max_windows: Most windows of a recording under `multi`; they lie evenly spread, from the
             first sample to the last, with gaps where the recording is longer than all of them.
     """

@@ -84,12 +84,8 @@ def _torch_logits(tensors: dict, level_BNF: np.ndarray, ids_BL: np.ndarray) -> n
             )
             layer.load_state_dict(_encoder_names(tensors, f"encoder.blocks.layers.{i}."))
             x = layer(x)
-        x = torch.nn.functional.layer_norm(
-            x,
-            x.shape[-1:],
-            tensors["encoder.mlp_head.0.weight"],
-            tensors["encoder.mlp_head.0.bias"],
-        )
+        scale, bias = (tensors[f"encoder.mlp_head.0.{kind}"] for kind in ("weight", "bias"))
+        x = torch.nn.functional.layer_norm(x, x.shape[-1:], scale, bias)
         memory = linear(linear(x, "encoder.mlp_head.1"), "encoder_linear").relu()
         layer = torch.nn.TransformerDecoderLayer(c.width, c.heads, c.mlp_width, **options)
         decoder = torch.nn.TransformerDecoder(layer, c.decoder_layers)
