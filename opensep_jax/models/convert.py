@@ -63,10 +63,10 @@ def linear(pattern: str, path: str) -> tuple[Rule, Rule]:
     )
 
 
-def conv1d(pattern: str, path: str) -> tuple[Rule, Rule]:
-    """Rules for weight [out, in, width] and bias of a torch convolution over time."""
+def conv(pattern: str, path: str) -> tuple[Rule, Rule]:
+    """Rules for weight [out, in, ...] and bias of a torch convolution of any dimensions."""
     return (
-        Rule(rf"{pattern}\.weight", f"{path}/kernel", lambda weight_oiw: weight_oiw.T),
+        Rule(rf"{pattern}\.weight", f"{path}/kernel", lambda w: np.moveaxis(w, (1, 0), (-2, -1))),
         Rule(rf"{pattern}\.bias", f"{path}/bias"),
     )
 
