@@ -209,13 +209,17 @@ def _fit(
 
 
 def _place(array: np.ndarray, dtype: np.dtype, sharding: NamedSharding) -> jax.Array:
-    """The array on its devices; each distinct piece is copied once, and nothing as a whole."""
+    """The array on its devices, piece by piece; no copy of it is made where none is needed.
+
+    A mapped file is read-only, and is copied: the parameters must not hold it open.
+    """
+    copy = True if not array.flags.writeable else None
     pieces: dict[str, np.ndarray] = {}
 
     def piece(index: tuple[slice, ...]) -> np.ndarray:
         key = str(index)
         if key not in pieces:
-            pieces[key] = np.ascontiguousarray(array[index], dtype)
+            pieces[key] = np.array(array[index], dtype, order="C", copy=copy)
         return pieces[key]
 
     return jax.make_array_from_callback(array.shape, sharding, piece)
