@@ -36,7 +36,7 @@ def write_tiny_whisper(folder: Path) -> Path:
     """Writes config, weights and a tokenizer of single bytes, as a model hub would hold them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    save_file(_random_weights(), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(random_weights(), folder / "model.safetensors", metadata={"format": "pt"})
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: i for i, letter in enumerate(letters)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
@@ -47,7 +47,8 @@ def write_tiny_whisper(folder: Path) -> Path:
     return folder
 
 
-def _random_weights() -> dict[str, np.ndarray]:
+def random_weights() -> dict[str, np.ndarray]:
+    """Tensors under the hub's names, float32."""
     c, rng = CONFIG, np.random.default_rng(0)
     width, shapes = c["d_model"], {}
 

@@ -9,13 +9,10 @@ Source: Mei et al. 2021 (arXiv 2107.09817), github.com/XinhaoMei/ACT.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-
-from opensep_jax.models.greedy import greedy
 
 # Keys and values of a layer, [B, T, H, D] each.
 KeysValues = tuple[jax.Array, jax.Array]
@@ -69,17 +66,19 @@ class ActConfig:
         Raises:
             ValueError: It is not an ACT.
         """
-        if "word_emb.weight" not in shapes:
-            raise ValueError("no tensor word_emb.weight: this is not a checkpoint of ACT")
         prefix = "transformer_decoder.layers."
         layers = {name.split(".")[2] for name in shapes if name.startswith(prefix)}
+        if "word_emb.weight" not in shapes or not layers:
+            raise ValueError(
+                f"no tensors word_emb.weight and {prefix}*: this is not a checkpoint of ACT"
+            )
         return cls(vocab_size=shapes["word_emb.weight"][0], decoder_layers=len(layers))
 
 
 # The middle one of three as published, and a test size.
 ACT_CONFIGS = {
     "medium": ActConfig(5046, 4),
-    "tiny": ActConfig(30, 2, 16, 2, 24, 20, 2, 12, 3, 20, 7, 6, 32, 4),
+    "tiny": ActConfig(30, 2, 16, 2, 24, 40, 2, 12, 3, 20, 7, 6, 32, 4),
 }
 
 
@@ -113,7 +112,7 @@ class Act(nn.Module):
             Logits float32 [B, V] of the next word.
         """
         cross = self.start(self.encode(level_BNF))
-        return self.step(ids_BL, 0, empty_cache(self.config, *ids_BL.shape), cross)[0]
+        return self.step(ids_BL, 0, self.empty_cache(*ids_BL.shape), cross)[0]
 
     def encode(self, level_BNF: jax.Array) -> jax.Array:
         """Computes what the decoder attends to.
@@ -138,6 +137,18 @@ class Act(nn.Module):
     def start(self, memory_BMC: jax.Array) -> tuple[KeysValues, ...]:
         """Keys and values of the memory, for each decoder layer; the same at every step."""
         return tuple(block.cross.read(memory_BMC)[1:] for block in self.blocks)
+
+    def empty_cache(self, batch: int, positions: int) -> tuple[KeysValues, ...]:
+        """Cache of decoder self-attention before the first token, for `positions` tokens.
+
+        Raises:
+            ValueError: `positions` exceeds what the position table holds.
+        """
+        c = self.config
+        if positions > c.positions:
+            raise ValueError(f"{positions} positions; the position table holds {c.positions}")
+        empty = jnp.zeros((batch, positions, c.heads, c.width // c.heads))
+        return ((empty, empty),) * c.decoder_layers
 
     def step(
         self,
@@ -166,58 +177,6 @@ class Act(nn.Module):
             x_BLC, new = block(x_BLC, position, seen_LM, old, sound)
             layers.append(new)
         return self.head(x_BLC[:, -1]), tuple(layers)
-
-
-def empty_cache(config: ActConfig, batch: int, positions: int) -> tuple[KeysValues, ...]:
-    """Cache of decoder self-attention without words.
-
-    Raises:
-        ValueError: `positions` exceeds what the position table holds.
-    """
-    if positions > config.positions:
-        raise ValueError(f"{positions} positions; the position table holds {config.positions}")
-    empty = jnp.zeros((batch, positions, config.heads, config.width // config.heads))
-    return ((empty, empty),) * config.decoder_layers
-
-
-def generate(
-    network: Act,
-    variables: Mapping[str, Any],
-    level_BNF: jax.Array,
-    *,
-    start_id: int,
-    end_id: int,
-    max_new: int,
-) -> jax.Array:
-    """Captions of sounds, greedily; a pure function to be jitted.
-
-    Args:
-        network: The network.
-        variables: Its parameters and statistics.
-        level_BNF: As for `Act.encode`.
-        start_id: The word `<sos>`.
-        end_id: The word `<eos>`.
-        max_new: Longest caption, words.
-
-    Returns:
-        int32 [B, max_new]: the words; `end_id` from the first one on.
-    """
-    memory_BMC = network.apply(variables, level_BNF, method="encode")
-    cross = network.apply(variables, memory_BMC, method="start")
-    batch, nothing_V = len(level_BNF), jnp.zeros(network.config.vocab_size, bool)
-
-    def step(ids_BL: jax.Array, position: jax.Array | int, cache: Any) -> tuple[jax.Array, Any]:
-        return network.apply(variables, ids_BL, position, cache, cross, method="step")
-
-    return greedy(
-        step,
-        empty_cache(network.config, batch, 1 + max_new),
-        jnp.full((batch, 1), start_id, jnp.int32),
-        max_new=max_new,
-        end_id=end_id,
-        banned_V=nothing_V,
-        banned_first_V=nothing_V,
-    )
 
 
 class _Encoder(nn.Module):

@@ -1,33 +1,31 @@
-"""Greedy decoding in one compiled loop, for decoders with a cache of keys and values."""
+"""Greedy texts of sounds in one compiled loop, for encoder-decoder networks with fixed caches."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-Cache = Any  # pytree of arrays whose shapes do not depend on the position
-# Tokens int32 [B, L], the position of the first one, and a cache, to logits float32 [B, V] of what
-# follows the last one, and the cache with these tokens.
-Step = Callable[[jax.Array, jax.Array | int, Cache], tuple[jax.Array, Cache]]
+from flax import linen as nn
 
 
-def greedy(
-    step: Step,
-    cache: Cache,
-    prompt_BL: jax.Array,
+def generate(
+    network: nn.Module,
+    variables: Mapping[str, Any],
+    sound_BNF: jax.Array,
+    prompt_L: jax.Array,
     *,
     max_new: int,
     end_id: int,
     banned_V: jax.Array,
     banned_first_V: jax.Array,
 ) -> jax.Array:
-    """Continues prompts with the most probable token, again and again.
+    """Continues a prompt with the most probable token, again and again; to be jitted.
 
     Args:
-        step: One step of the decoder.
-        cache: Empty, with room for L + `max_new` positions.
-        prompt_BL: int32 [B, L], L >= 1; it is forced, so bans do not concern it.
+        network: Has the methods `encode`, `start`, `empty_cache` and `step` of `models.whisper`.
+        variables: Its collections.
+        sound_BNF: Spectrograms, as its `encode` takes them.
+        prompt_L: int32 [L], L >= 1, beginning of every text; forced, so bans do not concern it.
         max_new: Longest continuation, tokens.
         end_id: The token that ends a text.
         banned_V: bool [V], tokens that are never chosen.
@@ -36,7 +34,12 @@ def greedy(
     Returns:
         int32 [B, max_new]: the continuations; `end_id` from the first one on.
     """
-    batch, length = prompt_BL.shape
+    batch, length = sound_BNF.shape[0], prompt_L.shape[0]
+    states_BMC = network.apply(variables, sound_BNF, method="encode")
+    cross = network.apply(variables, states_BMC, method="start")
+
+    def step(ids_BL: jax.Array, position: jax.Array | int, cache: Any) -> tuple[jax.Array, Any]:
+        return network.apply(variables, ids_BL, position, cache, cross, method="step")
 
     def choose(logits_BV: jax.Array, banned_V: jax.Array) -> jax.Array:
         return jnp.argmax(jnp.where(banned_V[None], -jnp.inf, logits_BV), axis=-1).astype(jnp.int32)
@@ -52,7 +55,8 @@ def greedy(
         next_B = jnp.where(ended_B, end_id, choose(logits_BV, banned_V))
         return count + 1, next_B, ended_B | (next_B == end_id), ids_BL, cache
 
-    logits_BV, cache = step(prompt_BL, 0, cache)
+    cache = network.empty_cache(batch, length + max_new)
+    logits_BV, cache = step(jnp.broadcast_to(prompt_L, (batch, length)), 0, cache)
     next_B = choose(logits_BV, banned_V | banned_first_V)
     ids_BL = jnp.full((batch, max_new), end_id, jnp.int32)
     state = (jnp.int32(0), next_B, next_B == end_id, ids_BL, cache)

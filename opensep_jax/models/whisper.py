@@ -16,8 +16,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from opensep_jax.models.greedy import greedy
-
 # Keys and values of a layer, [B, T, H, D] each.
 KeysValues = tuple[jax.Array, jax.Array]
 
@@ -133,7 +131,7 @@ class Whisper(nn.Module):
             Logits float32 [B, L, V]; row l predicts token l + 1.
         """
         cross = self.start(self.encode(mel_BNF))
-        empty = empty_cache(self.config, *ids_BL.shape)
+        empty = self.empty_cache(*ids_BL.shape)
         return self.decoder(ids_BL, 0, empty, cross)[0]
 
     def encode(self, mel_BNF: jax.Array) -> jax.Array:
@@ -160,6 +158,20 @@ class Whisper(nn.Module):
         """Keys and values of encoder states, for each decoder layer; the same at every step."""
         return self.decoder.read(states_BNC)
 
+    def empty_cache(self, batch: int, positions: int) -> tuple[KeysValues, ...]:
+        """Cache of decoder self-attention before the first token, for `positions` tokens.
+
+        Raises:
+            ValueError: `positions` exceeds what the position table holds.
+        """
+        c = self.config
+        if positions > c.decoder_positions:
+            raise ValueError(
+                f"{positions} positions; the position table holds {c.decoder_positions}"
+            )
+        empty = jnp.zeros((batch, positions, c.heads, c.width // c.heads))
+        return ((empty, empty),) * c.decoder_layers
+
     def step(
         self,
         ids_BL: jax.Array,
@@ -181,64 +193,6 @@ class Whisper(nn.Module):
         """
         logits_BLV, cache = self.decoder(ids_BL, position, cache, cross)
         return logits_BLV[:, -1], cache
-
-
-def empty_cache(config: WhisperConfig, batch: int, positions: int) -> tuple[KeysValues, ...]:
-    """Cache of decoder self-attention without tokens.
-
-    Raises:
-        ValueError: `positions` exceeds what the position table holds.
-    """
-    if positions > config.decoder_positions:
-        raise ValueError(
-            f"{positions} positions; the position table holds {config.decoder_positions}"
-        )
-    empty = jnp.zeros((batch, positions, config.heads, config.width // config.heads))
-    return ((empty, empty),) * config.decoder_layers
-
-
-def generate(
-    network: Whisper,
-    params: Mapping[str, Any],
-    mel_BNF: jax.Array,
-    prompt_L: jax.Array,
-    *,
-    max_new: int,
-    end_id: int,
-    banned_V: jax.Array,
-    banned_first_V: jax.Array,
-) -> jax.Array:
-    """Texts of sounds, greedily; a pure function to be jitted.
-
-    Args:
-        network: The network.
-        params: Its parameters.
-        mel_BNF: As for `Whisper.encode`.
-        prompt_L: int32 [L], forced beginning of every text.
-        max_new: Longest text behind the prompt, tokens.
-        end_id: The token that ends a text.
-        banned_V: bool [V], tokens that are never chosen.
-        banned_first_V: bool [V], tokens that are not chosen right behind the prompt, besides.
-
-    Returns:
-        int32 [B, max_new]: what follows the prompt; `end_id` from the first one on.
-    """
-    variables, batch = {"params": params}, mel_BNF.shape[0]
-    states_BNC = network.apply(variables, mel_BNF, method="encode")
-    cross = network.apply(variables, states_BNC, method="start")
-
-    def step(ids_BL: jax.Array, position: jax.Array | int, cache: Any) -> tuple[jax.Array, Any]:
-        return network.apply(variables, ids_BL, position, cache, cross, method="step")
-
-    return greedy(
-        step,
-        empty_cache(network.config, batch, prompt_L.shape[0] + max_new),
-        jnp.broadcast_to(prompt_L, (batch, prompt_L.shape[0])),
-        max_new=max_new,
-        end_id=end_id,
-        banned_V=banned_V,
-        banned_first_V=banned_first_V,
-    )
 
 
 class _Encoder(nn.Module):

@@ -7,6 +7,7 @@ Source: Mei et al. 2021 (arXiv 2107.09817), github.com/XinhaoMei/ACT.
 """
 
 import csv
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from opensep_jax.checkpoint import weights
-from opensep_jax.models.act import Act, ActConfig, generate
+from opensep_jax.models.act import Act, ActConfig
 from opensep_jax.models.convert import convert
+from opensep_jax.models.greedy import generate
 from opensep_jax.models.pth import read_pth
 from opensep_jax.models.tables import ACT_TABLE
 from opensep_jax.signal.mel import Mel, decibels, mel_power
@@ -57,13 +59,22 @@ class ActCaptioner:
         self.window_s = config.frames * self.mel.hop_samples / self.sample_rate_hz
         self._words, self._end_id = words, words.index(_END)
         self._variables = jax.device_put(variables)
-        ids = {"start_id": words.index(_START), "end_id": self._end_id}
+        nothing_V = jnp.zeros(config.vocab_size, bool)
+        continued = functools.partial(
+            generate,
+            network,
+            prompt_L=jnp.array([words.index(_START)], jnp.int32),
+            max_new=MAX_WORDS,
+            end_id=self._end_id,
+            banned_V=nothing_V,
+            banned_first_V=nothing_V,
+        )
 
         def apply(variables: Mapping, waves_BT: jax.Array) -> jax.Array:
             self.traces += 1
             with jax.default_matmul_precision("highest"):
                 level_BNF = decibels(mel_power(waves_BT, self.mel), top_db=80.0)[:, :-1]
-                return generate(network, variables, level_BNF, **ids, max_new=MAX_WORDS)
+                return continued(variables, level_BNF)
 
         self._apply = jax.jit(apply)
 

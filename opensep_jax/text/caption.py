@@ -35,6 +35,8 @@ _SILENCE = 1e-4  # of full scale, -80 dB: above the dither of 16-bit files
 class Backend(Protocol):
     """A network that captions windows of one length.
 
+    It may have `resample(samples_CT, from_hz, to_hz)` besides, the filter it was trained behind.
+
     Attributes:
         id: Family and content hash of the weights.
         sample_rate_hz: Rate of the windows.
@@ -92,6 +94,7 @@ class Captioner:
             raise ValueError(f"max_windows={max_windows} and batch={batch} must be positive")
         self.id, self.policy, self.max_windows = backend.id, policy, max_windows
         self._backend, self._seed = backend, seed
+        self._resample = getattr(backend, "resample", resample)
         self._batch = batch or (1 if jax.default_backend() == "cpu" else 8)
 
     def caption(
@@ -152,7 +155,7 @@ class Captioner:
     def _fit(self, mono_T: np.ndarray, rate_hz: int) -> np.ndarray:
         """At the network's rate and in its length."""
         samples = round(self._backend.window_s * self._backend.sample_rate_hz)
-        mono_T = resample(mono_T[None], rate_hz, self._backend.sample_rate_hz)[0, :samples]
+        mono_T = self._resample(mono_T[None], rate_hz, self._backend.sample_rate_hz)[0, :samples]
         if self._backend.padding == "repeat":
             return np.resize(mono_T, samples)
         return np.pad(mono_T, (0, samples - len(mono_T)))

@@ -18,10 +18,11 @@ import numpy as np
 
 from opensep_jax.checkpoint import weights
 from opensep_jax.models.convert import convert
+from opensep_jax.models.greedy import generate
 from opensep_jax.models.pth import read_pth
 from opensep_jax.models.safetensors import read_safetensors, safetensors_files
 from opensep_jax.models.tables import WHISPER_TABLE
-from opensep_jax.models.whisper import Whisper, WhisperConfig, generate
+from opensep_jax.models.whisper import Whisper, WhisperConfig
 from opensep_jax.signal.mel import Mel, decibels, mel_power
 from opensep_jax.text.tokenizer import load_tokenizer
 
@@ -101,7 +102,7 @@ class WhisperCaptioner:
         def apply(params: Mapping, waves_BT: jax.Array) -> jax.Array:
             self.traces += 1
             with jax.default_matmul_precision("highest"):
-                return continued(params, features(waves_BT, self.mel))
+                return continued({"params": params}, features(waves_BT, self.mel))
 
         self._apply = jax.jit(apply)
 

@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 
 from opensep_jax.models.convert import convert
+from opensep_jax.models.greedy import generate
 from opensep_jax.models.tables import WHISPER_TABLE
-from opensep_jax.models.whisper import (
-    WHISPER_CONFIGS,
-    Whisper,
-    WhisperConfig,
-    generate,
-)
+from opensep_jax.models.whisper import WHISPER_CONFIGS, Whisper, WhisperConfig
 
 TINY = WHISPER_CONFIGS["tiny"]
 TINY_HF = {
@@ -62,7 +58,7 @@ def _random_params() -> dict:
 def _generate(params, mel_BNF, banned_V, banned_first_V, *, max_new, end_id):
     return generate(
         Whisper(TINY),
-        params,
+        {"params": params},
         mel_BNF,
         jnp.array(PROMPT),
         max_new=max_new,

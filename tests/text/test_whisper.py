@@ -1,5 +1,6 @@
 """Whisper as a captioner: its features, its prompt, and real weights."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from opensep_jax.checkpoint import weights
 from opensep_jax.models.convert import convert
 from opensep_jax.models.safetensors import read_safetensors
 from opensep_jax.models.tables import WHISPER_TABLE
-from opensep_jax.models.whisper import WHISPER_CONFIGS, Whisper, WhisperConfig, generate
+from opensep_jax.models.whisper import WHISPER_CONFIGS, Whisper, WhisperConfig
 from opensep_jax.signal.mel import Mel
 from opensep_jax.text.caption import Captioner, load_captioner
 from opensep_jax.text.whisper import STYLE, WhisperCaptioner, features, load
@@ -131,41 +132,32 @@ def test_equals_whisper_base():
     network, golden = Whisper(config), np.load(GOLDEN)
     shapes = jax.ShapeDtypeStruct((1, 3000, 80), np.float32), jax.ShapeDtypeStruct((1, 1), int)
     abstract = jax.eval_shape(network.init, jax.random.key(0), *shapes)["params"]
-    params = convert(read_safetensors(folder), WHISPER_TABLE, abstract)
-    mel_BNF = jax.jit(features, static_argnums=1)(_golden_wave()[None], MEL)
+    variables = {"params": convert(read_safetensors(folder), WHISPER_TABLE, abstract)}
 
     @jax.jit
-    def encode(params, mel_BNF):
-        return network.apply({"params": params}, mel_BNF, method="encode")
+    def hear(variables, wave_BT):
+        states_BNC = network.apply(variables, features(wave_BT, MEL), method="encode")
+        return states_BNC, network.apply(variables, states_BNC, method="start")
 
-    states_NC = encode(params, mel_BNF)[0]
-    np.testing.assert_allclose(states_NC[::150, ::32], golden["enc"], atol=1e-4)
-    allowed_V = np.zeros(config.vocab_size, bool)
+    states_BNC, cross = hear(variables, _golden_wave()[None])
+    np.testing.assert_allclose(states_BNC[0, ::150, ::32], golden["enc"], atol=1e-4)
+    step = jax.jit(functools.partial(network.apply, method="step"))
     for kind, length in (("plain", 4), ("clotho", 11)):
         want_L = golden[f"{kind}_greedy"]
-        prompt_L = want_L[:length].astype(np.int32)
-        logits_V = np.asarray(jax.jit(network.apply)({"params": params}, mel_BNF, prompt_L[None]))
-        np.testing.assert_allclose(logits_V[0, -1, ::2000], golden[f"{kind}_logits"], atol=1e-3)
-        np.testing.assert_array_equal(np.argsort(-logits_V[0, -1])[:5], golden[f"{kind}_top5_id"])
-        ids_BL = jax.jit(generate, static_argnums=0, static_argnames=("max_new", "end_id"))(
-            network,
-            params,
-            mel_BNF,
-            prompt_L,
-            max_new=len(want_L) - length,
-            end_id=50257,
-            banned_V=allowed_V,
-            banned_first_V=allowed_V,
-        )
-        np.testing.assert_array_equal(ids_BL[0], want_L[length:])
+        cache, ids_L = network.empty_cache(1, 16), want_L[:length].astype(np.int32)
+        logits_BV, cache = step(variables, ids_L[None], 0, cache, cross)
+        np.testing.assert_allclose(logits_BV[0, ::2000], golden[f"{kind}_logits"], atol=1e-3)
+        np.testing.assert_array_equal(np.argsort(-logits_BV[0])[:5], golden[f"{kind}_top5_id"])
+        while len(ids_L) < len(want_L):
+            ids_L = np.append(ids_L, np.int32(logits_BV.argmax()))
+            logits_BV, cache = step(variables, ids_L[None, -1:], len(ids_L) - 1, cache, cross)
+        np.testing.assert_array_equal(ids_L, want_L)
 
 
 @pytest.mark.real_weights
 def test_whisper_base_hears_a_bell():
     listener = load_captioner("whisper:whisper-base")
     assert listener.caption([_golden_wave()[:160_000]], 16_000) == ["(bell ringing)"]
-    tokenizer = tokenizers.Tokenizer.from_file(
-        str(weights.resolve("whisper-base") / "tokenizer.json")
-    )
-    styled = tokenizer.encode(STYLE, add_special_tokens=False).ids
-    assert styled == [3474, 900, 78, 12331, 31974, 25, 220]
+    file = weights.resolve("whisper-base") / "tokenizer.json"
+    styled = tokenizers.Tokenizer.from_file(str(file)).encode(STYLE, add_special_tokens=False)
+    assert styled.ids == [3474, 900, 78, 12331, 31974, 25, 220]
