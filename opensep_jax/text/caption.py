@@ -116,7 +116,7 @@ class Captioner:
             80 dB below full scale: of silence a network would only invent something.
 
         Raises:
-            ValueError: A recording is not as above, or has NaN or infinite samples.
+            ValueError: A recording is not as above, or what is heard of it is NaN or infinite.
         """
         said: list[list[str]] = [[] for _ in waves]
         windows = self._windows(waves, sample_rate_hz)

@@ -1,13 +1,15 @@
 """Captions from Whisper: fine-tuned for captioning, or as it is.
 
 A fine-tuned Whisper continues a prompt that ends with the style of the caption. The published one
-transcribes speech, and what it says of other sounds are its annotations, such as "(bell ringing)".
+transcribes speech, and what it says of other sounds are its annotations, such as "(bell ringing)",
+which are given here without the brackets.
 
 Source: Kadlcik et al. 2023 (arXiv 2305.09690), models MU-NLPC/whisper-*-audio-captioning.
 """
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +80,7 @@ class WhisperCaptioner:
         self.id, self.traces = id, 0
         self.mel = Mel(self.sample_rate_hz, 400, 160, config.mel_bands, 0, 8000)
         self.window_s = 2 * config.encoder_positions * self.mel.hop_samples / self.sample_rate_hz
-        self._tokenizer = tokenizer
+        self._tokenizer, self._styled = tokenizer, bool(style)
         self._end_id = _token_id(tokenizer, _END)
         self._params = jax.device_put(params)
         prompt = _prompt(tokenizer, style, config.vocab_size)
@@ -113,11 +115,13 @@ class WhisperCaptioner:
             waves_BT: float32 [B, window], mono in [-1, 1]; compiled once per B.
 
         Returns:
-            A text per window, without prompt and special tokens; it may be empty.
+            A text per window, without prompt, special tokens and the brackets of annotations; it
+            may be empty.
         """
         ids_BL = np.asarray(self._apply(self._params, waves_BT))
         kept = [[int(i) for i in ids_L if i != self._end_id] for ids_L in ids_BL]
-        return [text.strip() for text in self._tokenizer.decode_batch(kept)]
+        texts = self._tokenizer.decode_batch(kept)
+        return [(text if self._styled else _unbracketed(text)).strip() for text in texts]
 
 
 def features(waves_BT: jax.Array, mel: Mel) -> jax.Array:
@@ -171,6 +175,11 @@ def load(name: str, style: str | None = None) -> WhisperCaptioner:
         style=style,
         suppressed=_suppressed(folder, hf_config),
     )
+
+
+def _unbracketed(text: str) -> str:
+    """Annotations as plain words; "[BLANK_AUDIO]" says that there is nothing to hear."""
+    return re.sub(r"\[BLANK_AUDIO\]|[\[\]()]", "", text)
 
 
 def _tensors(folder: Path) -> tuple[Mapping[str, np.ndarray], list[Path]]:

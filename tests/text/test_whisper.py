@@ -64,6 +64,16 @@ def test_captions_come_from_the_network_with_its_style(folder: Path, captioner):
     assert not any(STYLE.strip() in caption for caption in captions)
 
 
+def test_annotations_lose_their_brackets_and_silence_its_name(folder: Path, monkeypatch):
+    plain = load(str(folder), style="")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end_id = tokenizer.token_to_id("<|endoftext|>")
+    for said, want in ((" (bell ringing) [Music]", "bell ringing Music"), ("[BLANK_AUDIO]", "")):
+        ids_BL = np.array([[*tokenizer.encode(said).ids, end_id, end_id]])
+        monkeypatch.setattr(plain, "_apply", lambda *_, ids_BL=ids_BL: ids_BL)
+        assert plain.caption_windows(_waves()[:1]) == [want]
+
+
 def test_suppressed_tokens_do_not_appear(folder: Path, tmp_path: Path, captioner):
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -157,7 +167,7 @@ def test_equals_whisper_base():
 @pytest.mark.real_weights
 def test_whisper_base_hears_a_bell():
     listener = load_captioner("whisper:whisper-base")
-    assert listener.caption([_golden_wave()[:160_000]], 16_000) == ["(bell ringing)"]
+    assert listener.caption([_golden_wave()[:160_000]], 16_000) == ["bell ringing"]
     file = weights.resolve("whisper-base") / "tokenizer.json"
     styled = tokenizers.Tokenizer.from_file(str(file)).encode(STYLE, add_special_tokens=False)
     assert styled.ids == [3474, 900, 78, 12331, 31974, 25, 220]
