@@ -1,9 +1,12 @@
 """The small published decoder against transformers, with its real weights."""
 
 import csv
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,6 +26,16 @@ SUBJECTS = ("A dog barks", "Rain falls", "A man, 42, speaks", "Two birds chirp",
 PLACES = ("in a large hall", "while a train passes", "and water splashes", "2.5 metres away")
 PROMPTS = [f"Caption: {subject} {place}\nSources:" for subject in SUBJECTS for place in PLACES]
 NEW = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimised() -> Iterator[None]:
+    """Here most of the time goes into running what is compiled, not into compiling it."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +82,9 @@ def torch_model(file: Path):
 
 
 def test_sizes_and_tokens_are_the_published_ones(model, file):
-    assert read_gguf(file).llama_config() == LLAMA_CONFIGS["smollm2_135m"]
+    config = read_gguf(file).llama_config()
+    assert config.norm_epsilon == pytest.approx(1e-5)  # stored in 32 bits
+    assert dataclasses.replace(config, norm_epsilon=1e-5) == LLAMA_CONFIGS["smollm2_135m"]
     assert model.id.startswith("llama-30x576-") and len(model.id) == 29
     assert (model.bos, model.eos, model.max_tokens) == (None, (2,), 8192)
     text = model.render_chat([{"role": "user", "content": "Hi"}])
