@@ -217,20 +217,16 @@ def _fit(
 
 
 def _place(array: np.ndarray, dtype: np.dtype, sharding: NamedSharding) -> jax.Array:
-    """The array on its devices, piece by piece; no copy of it is made where none is needed.
+    """The array on its devices, one piece after the other; copies are made where needed only.
 
     A mapped file is read-only, and is copied: the parameters must not hold it open.
     """
     copy = True if not array.flags.writeable else None
-    pieces: dict[str, np.ndarray] = {}
-
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
-        key = str(index)
-        if key not in pieces:
-            pieces[key] = np.array(array[index], dtype, order="C", copy=copy)
-        return pieces[key]
-
-    return jax.make_array_from_callback(array.shape, sharding, piece)
+    pieces = []
+    for device, index in sharding.addressable_devices_indices_map(array.shape).items():
+        piece = np.array(array[index], dtype, order="C", copy=copy)
+        pieces.append(jax.device_put(piece, device).block_until_ready())
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, pieces)
 
 
 def _write_layer(

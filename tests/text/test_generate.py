@@ -9,6 +9,7 @@ import pytest
 
 from opensep_jax import sharding
 from opensep_jax.text.generate import Grammar, LanguageModel, load_language_model
+from tests.models.test_llama import logits_of
 from tests.tiny_llama import write_tiny_llama
 
 PREFIX = list(b"A dog barks: dog barking\n")
@@ -124,24 +125,22 @@ def test_sampling_follows_seed_and_top_p(model, greedy):
 
 
 def test_sampling_has_the_shares_of_the_model(model):
-    """First tokens among two that a grammar allows, drawn 240 times, against the softmax of both."""
+    """Which of two tokens is drawn, in 240 rows, against the softmax of both logits."""
     grammar = _grammar({70: -1, 71: -1})
-    options = {"max_new_tokens": 1, "temperature": 1.5, "grammars": [grammar] * 800}
-    drawn = np.ravel(_write(model, [SUFFIXES[0]] * 800, **options))
+    options = {"max_new_tokens": 1, "temperature": 1.5, "grammars": [grammar] * 240}
+    drawn = np.ravel(_write(model, [SUFFIXES[0]] * 240, **options))
     first, second = (_first_logits(model)[token] for token in (70, 71))
     share = 1 / (1 + np.exp((second - first) / 1.5))
     assert 0.05 < share < 0.95
-    assert abs(np.mean(drawn == 70) - share) < 4 * np.sqrt(share * (1 - share) / 800)
+    assert abs(np.mean(drawn == 70) - share) < 4 * np.sqrt(share * (1 - share) / 240)
 
 
 def _first_logits(model: LanguageModel) -> np.ndarray:
     ids_BL = np.array([PREFIX + SUFFIXES[0]])
-    from tests.models.test_llama import logits_of
-
     return logits_of(model._network, model._params, ids_BL)[0, -1]
 
 
-@pytest.mark.parametrize("tensor", [8, 2])
+@pytest.mark.parametrize("tensor", [8, pytest.param(2, marks=pytest.mark.slow)])
 def test_eight_devices_equal_one(folder, greedy, tensor):
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=tensor)
     split = load_language_model(str(folder), mesh=mesh, batch=4)
@@ -153,10 +152,7 @@ def test_eight_devices_equal_one(folder, greedy, tensor):
 
 def test_a_mesh_that_does_not_divide_the_heads_is_refused(folder):
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=3, devices=jax.devices()[:3])
-    with pytest.raises(
-        ValueError,
-        match="tensor=3 does not divide .* 8 key-value heads; use mesh.tensor=1 .*data=3",
-    ):
+    with pytest.raises(ValueError, match="tensor=3 .* 8 key-value heads; use mesh.tensor=1 .*=3"):
         load_language_model(str(folder), mesh=mesh)
     mesh = sharding.make_mesh(data=8, fsdp=1, tensor=1)
     with pytest.raises(ValueError, match="batch=4 is not divisible by 8 parts"):
