@@ -67,7 +67,8 @@ def read_pth(path: str | Path, entry: str | None = None) -> Mapping[str, np.ndar
         with zipfile.ZipFile(path) as archive:
             root, members = _members(path, archive)
             saved = _Pickle(f"{path}", archive.read(f"{root}data.pkl")).value()
-    except (zipfile.BadZipFile, EOFError) as error:
+    # RuntimeError: zipfile's for kinds of archives that torch never writes.
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
         raise ValueError(
             f"{path} is no file of torch.save, or is cut short ({error}); files of torch before "
             "1.6 must be saved again with a newer one"
@@ -97,21 +98,22 @@ def _members(path: Path, archive: zipfile.ZipFile) -> tuple[str, dict[str, tuple
     if len(pickles) != 1:
         raise ValueError(f"{path} is a zip archive but no file of torch.save: it has no data.pkl")
     root = pickles[0].removesuffix("data.pkl")
-    order = f"{root}byteorder"
-    if order in archive.namelist() and archive.read(order) != b"little":
-        raise ValueError(f"{path} was written on a big-endian machine")
     members = {}
     file_size = os.path.getsize(path)
     with path.open("rb") as stream:
         for info in archive.infolist():
-            stream.seek(info.header_offset)
+            stream.seek(max(info.header_offset, 0))
             header = stream.read(30)
             skip = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:], "little")
             offset = info.header_offset + 30 + skip
+            whole = 0 <= info.header_offset and offset + info.file_size <= file_size
             stored = info.compress_type == zipfile.ZIP_STORED
-            if header[:4] != b"PK\3\4" or not stored or offset + info.file_size > file_size:
+            if header[:4] != b"PK\3\4" or not stored or not whole:
                 raise ValueError(f"{path}: {info.filename} is compressed or damaged")
             members[info.filename] = (offset, info.file_size)
+    order = f"{root}byteorder"
+    if order in members and archive.read(order) != b"little":
+        raise ValueError(f"{path} was written on a big-endian machine")
     return root, members
 
 

@@ -160,6 +160,11 @@ def test_other_files_are_refused(tmp_path: Path):
     path.write_bytes(good.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"bad\.pth is no file of torch\.save, or is cut short"):
         read_pth(path)
+    content = bytearray(good.read_bytes())
+    content[content.index(b"PK\1\2") + 6] = 200  # the zip version that reading it needs
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is no file of torch.save"):
+        read_pth(path)
     path.write_bytes(pickle.dumps({"w": 1}))
     with pytest.raises(ValueError, match="torch before 1.6 must be saved again"):
         read_pth(path)
