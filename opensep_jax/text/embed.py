@@ -4,12 +4,10 @@ A prompt's states are a function of the prompt alone: it is padded to a length t
 own number of tokens, in a batch of constant size, so neither order nor company changes a bit.
 """
 
-import hashlib
 import json
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
@@ -21,6 +19,7 @@ from opensep_jax.models.convert import convert
 from opensep_jax.models.roberta import Roberta, RobertaConfig
 from opensep_jax.models.safetensors import read_safetensors, safetensors_files
 from opensep_jax.models.tables import ROBERTA_TABLE
+from opensep_jax.text.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import tokenizers
@@ -164,37 +163,14 @@ def load_text_encoder(name: str, max_tokens: int = 512) -> TextEncoder:
         WeightsError: The weights could not be downloaded.
     """
     folder = weights.resolve(name)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"weights {name!r}: {folder} has no config.json of a text encoder")
     hf_config = json.loads((folder / "config.json").read_text("utf-8"))
     config = RobertaConfig.from_hf(hf_config)
     network = Roberta(config)
     dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     abstract = jax.eval_shape(network.init, jax.random.key(0), dummy, dummy)["params"]
     params = convert(read_safetensors(folder), ROBERTA_TABLE, abstract)
-    digest = _content_hash(safetensors_files(folder))
+    digest = weights.content_hash(safetensors_files(folder))
     encoder_id = f"{hf_config['model_type']}-{config.layers}x{config.width}-{digest[:16]}"
-    return TextEncoder(encoder_id, network, params, _load_tokenizer(folder), max_tokens)
-
-
-def _load_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
-    """The fast tokenizer of a published model, without padding and truncation of its own."""
-    import tokenizers  # lazily, like transformers: importing this module stays cheap
-
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    else:
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder).backend_tokenizer
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
-
-
-def _content_hash(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' contents in order, hexadecimal."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+    return TextEncoder(encoder_id, network, params, load_tokenizer(folder), max_tokens)

