@@ -222,10 +222,13 @@ def _place(array: np.ndarray, dtype: np.dtype, sharding: NamedSharding) -> jax.A
     A mapped file is read-only, and is copied: the parameters must not hold it open.
     """
     copy = True if not array.flags.writeable else None
-    pieces = []
-    for device, index in sharding.addressable_devices_indices_map(array.shape).items():
-        piece = np.array(array[index], dtype, order="C", copy=copy)
-        pieces.append(jax.device_put(piece, device).block_until_ready())
+
+    def piece(device: jax.Device, index: tuple[slice, ...]) -> jax.Array:
+        on_host = np.array(array[index], dtype, order="C", copy=copy)
+        return jax.device_put(on_host, device).block_until_ready()
+
+    indices = sharding.addressable_devices_indices_map(array.shape)
+    pieces = [piece(device, index) for device, index in indices.items()]
     return jax.make_array_from_single_device_arrays(array.shape, sharding, pieces)
 
 

@@ -55,6 +55,7 @@ class GgufFile:
         if missing:
             raise ValueError(f"{self.path}: metadata lacks {missing}")
         head_width = found["width"] // found["heads"]
+        head_width = self.metadata.get("llama.attention.key_length", head_width)
         rotary = self.metadata.get("llama.rope.dimension_count", head_width)
         if rotary != head_width:
             raise ValueError(f"{self.path}: {rotary} rotary channels in heads of {head_width}")

@@ -68,6 +68,15 @@ def test_equals_torch_with_scaled_rotation(tiny):
     assert np.abs(theirs).max() > 5  # the bound above is a strict one
 
 
+def test_bfloat16_stays_near_float32(tiny):
+    network, params = tiny
+    ids_BL = np.arange(40).reshape(2, 20)
+    low = jax.tree.map(lambda array: array.astype(jnp.bfloat16), params)
+    low_BLV = logits_of(Llama(network.config, jnp.bfloat16), low, ids_BL)
+    error_BLV = low_BLV - logits_of(network, params, ids_BL)
+    assert 0 < np.abs(error_BLV).mean() < 0.1  # logits spread over tens
+
+
 def test_scaled_rotation_is_the_published_rule():
     config = LLAMA_CONFIGS["llama31_8b"]
     wavelength = 2 * np.pi * 5e5 ** (np.arange(64) / 64)
@@ -149,11 +158,11 @@ class _Counting(Mapping):
 def test_loading_holds_one_tensor_beside_the_parameters(tiny):
     network, want = tiny
     # A vocabulary as large beside a layer as in published models, so that it is the largest.
-    config = LlamaConfig.from_hf(tiny_config() | {"vocab_size": 16384})
+    config = LlamaConfig.from_hf(tiny_config() | {"vocab_size": 65536})
     abstract = abstract_params(config, jnp.float32)
     tensors = {name: array.astype(np.float32) for name, array in tiny_tensors().items()}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        tensors[name] = np.tile(tensors[name], (63, 1))[:16384]
+        tensors[name] = np.tile(tensors[name], (249, 1))[:65536]
     counting = _Counting(tensors)
     mesh = sharding.make_mesh(data=1, fsdp=1, tensor=8)
     layout = sharding.tensor_sharding(abstract, mesh, TENSOR_AXES)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import gguf
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -40,7 +39,7 @@ def _optimised() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    return load_language_model("smollm2")
+    return load_language_model("smollm2", batch=20)
 
 
 @pytest.fixture(scope="module")
@@ -103,32 +102,29 @@ def test_logits_equal_torch(model, torch_model):
 
 
 def test_greedy_tokens_equal_torch(model, torch_model):
+    """Each new token is torch's likeliest behind the ones before: its greedy decoding is ours."""
     torch = pytest.importorskip("torch")
     prefix, suffixes = model.encode(PREFIX), [model.encode(prompt) for prompt in PROMPTS]
     options = {"max_new_tokens": NEW, "stop": model.eos}
     ours = model.generate(prefix, suffixes, **options)
-    assert model.generate([], [prefix + suffix for suffix in suffixes], **options) == ours
-    for suffix, out in zip(suffixes, ours, strict=True):
-        ids = torch.tensor([prefix + suffix])
-        theirs = torch_model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW,
-            do_sample=False,
-            eos_token_id=list(model.eos),
-            pad_token_id=2,
-        )[0, ids.shape[1] :].tolist()
-        assert out == [token for token in theirs if token not in model.eos]
+    whole = [prefix + suffix + out for suffix, out in zip(suffixes, ours, strict=True)]
+    ids_BL = np.zeros((len(whole), max(map(len, whole))), np.int64)
+    for row, ids in enumerate(whole):
+        ids_BL[row, : len(ids)] = ids
+    with torch.no_grad():
+        likeliest_BL = torch_model(torch.tensor(ids_BL)).logits.argmax(-1).numpy()
+    for row, (ids, out) in enumerate(zip(whole, ours, strict=True)):
+        found = likeliest_BL[row, len(ids) - len(out) - 1 : len(ids)].tolist()
+        assert found[: len(out)] == out
+        assert len(out) == NEW or found[-1] in model.eos
+    assert len({tuple(out) for out in ours}) >= 10
 
 
-def test_bfloat16_answers_alike(model):
-    low = load_language_model("smollm2", dtype="bfloat16", batch=8)
-    assert low._params["token"]["embedding"].dtype == jnp.bfloat16
-    ids_BL = np.array([model.encode(PREFIX)])
-    error = logits_of(low._network, low._params, ids_BL) - logits_of(
-        model._network, model._params, ids_BL
-    )
-    assert np.abs(error).mean() < 0.2  # logits spread over tens
+def test_shared_prefix_equals_plain_decoding(model):
+    prefix, suffixes = model.encode(PREFIX), [model.encode(prompt) for prompt in PROMPTS[::4]]
+    options = {"max_new_tokens": NEW, "stop": model.eos}
+    plain = model.generate([], [prefix + suffix for suffix in suffixes], **options)
+    assert model.generate(prefix, suffixes, **options) == plain
 
 
 def test_tokens_equal_transformers_on_captions(model, file):
