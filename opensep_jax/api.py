@@ -27,6 +27,7 @@ from opensep_jax.separator import (
 from opensep_jax.signal.audio import resample
 from opensep_jax.signal.streaming import separate_windows, windows_for
 from opensep_jax.text.embed import TextEncoder, load_text_encoder
+from opensep_jax.text.source import Source
 
 _TOKEN_BUCKETS = (32, 64, 128, 256, 512)  # padded prompt lengths that are compiled for
 _CHANNEL_BUCKETS = (1, 2, 4, 8)  # channels that are transformed at a time
@@ -39,12 +40,14 @@ class SeparatedSource:
     Attributes:
         name: what it is; equals the prompt when the source was queried.
         prompt: the text that the network was conditioned on.
+        properties: how it sounds, if that is known; see `text.source.Source`.
         energy_share: energy of its stem over that of all stems and the residual, in [0, 1]; 0
             where all of them are silent.
     """
 
     name: str
     prompt: str
+    properties: dict
     energy_share: float
 
 
@@ -179,14 +182,15 @@ class Separator:
         return dict(self._compiled.traces)
 
     def separate(
-        self, samples_CT: np.ndarray, sample_rate_hz: int, queries: Sequence[str]
+        self, samples_CT: np.ndarray, sample_rate_hz: int, queries: Sequence[str | Source]
     ) -> Separation:
         """Separates what the queries name.
 
         Args:
             samples_CT: float [C, T] or [T], T >= 1, any gain, finite.
             sample_rate_hz: of the input; beyond the model's the upper band goes to the residual.
-            queries: a text per source, used verbatim as the prompt.
+            queries: a text per source, used verbatim as the prompt; or sources with prompts of
+                their own, as `text.parse.Parser` gives them.
 
         Returns:
             Stems and residual in the input's length, rate and channels. Their sum is the input to
@@ -196,7 +200,8 @@ class Separator:
             ValueError: samples or queries are not as above.
         """
         samples_CT, sample_rate_hz = _checked_samples(samples_CT, sample_rate_hz)
-        text = self._embed(_checked_queries(queries))
+        asked = _checked_queries(queries)
+        text = self._embed(tuple(source.prompt for source in asked))
         stems = np.zeros((len(queries), *samples_CT.shape), np.float32)
         rate_hz, length = self.net.sample_rate_hz, samples_CT.shape[1]
         wave_CT = resample(samples_CT, sample_rate_hz, rate_hz)
@@ -211,7 +216,7 @@ class Separator:
         for channel, out_T in enumerate(residual):
             # In float64: the sum of many stems would round more than the promised 1e-6.
             out_T[:] = samples_CT[channel] - stems[:, channel].sum(0, dtype=np.float64)
-        sources, notes = _sources(queries, stems, residual), self._notes(sample_rate_hz, text)
+        sources, notes = _sources(asked, stems, residual), self._notes(sample_rate_hz, text)
         return Separation(stems, residual, sample_rate_hz, sources, notes)
 
     def _fill(self, stems: np.ndarray, wave_CT: np.ndarray, text: _Text) -> None:
@@ -334,28 +339,31 @@ def _checked_samples(samples_CT: np.ndarray, sample_rate_hz: int) -> tuple[np.nd
     return np.asarray(samples_CT, np.float32), int(sample_rate_hz)
 
 
-def _checked_queries(queries: Sequence[str]) -> tuple[str, ...]:
+def _checked_queries(queries: Sequence[str | Source]) -> tuple[Source, ...]:
     if isinstance(queries, str):
         raise ValueError("queries are a list of texts, not one text")
-    wrong = [q for q in queries if not isinstance(q, str) or not q.strip()]
-    if wrong or not len(queries):
+    sources = tuple(Source(q, {}, q) if isinstance(q, str) else q for q in queries)
+    wrong = [s for s in sources if not isinstance(s, Source) or not s.prompt.strip()]
+    if wrong or not sources:
         raise ValueError(f"need at least one query and none empty, got {list(queries)!r}")
-    for query in queries:
+    for source in sources:
         try:
-            query.encode()
+            source.prompt.encode()
         except UnicodeEncodeError as error:  # half a character, of bytes that are not UTF-8
-            raise ValueError(f"query {query!r} is not valid Unicode: {error.reason}") from error
-    return tuple(queries)
+            raise ValueError(
+                f"query {source.prompt!r} is not valid Unicode: {error.reason}"
+            ) from error
+    return sources
 
 
 def _sources(
-    queries: Sequence[str], stems: np.ndarray, residual: np.ndarray
+    asked: Sequence[Source], stems: np.ndarray, residual: np.ndarray
 ) -> tuple[SeparatedSource, ...]:
     energies = [_energy(x) for x in (*stems, residual)]
     total = sum(energies) or 1.0
     return tuple(
-        SeparatedSource(name=query, prompt=query, energy_share=energy / total)
-        for query, energy in zip(queries, energies, strict=False)
+        SeparatedSource(source.name, source.prompt, source.properties, energy / total)
+        for source, energy in zip(asked, energies, strict=False)
     )
 
 

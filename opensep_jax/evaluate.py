@@ -23,7 +23,7 @@ from opensep_jax.api import load_separator
 from opensep_jax.cli import DoorError, run
 from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.records import PreparedDataset, RecordError, write_json
-from opensep_jax.text.prompts import WORDINGS
+from opensep_jax.text.wordings import WORDINGS
 from opensep_jax.training.validation import (
     RULES,
     jitted_scores,

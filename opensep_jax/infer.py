@@ -1,6 +1,7 @@
-"""Separates files into the sounds that the queries name, and a residual.
+"""Separates files into the sounds that queries or a caption name, and a residual.
 
     python -m opensep_jax.infer mixes/ --out results --query "a dog barks" --query "a cello plays"
+    python -m opensep_jax.infer mix.wav --out results --caption "A dog barks while a cello plays"
 
 INPUT is a file, a folder (searched for sound), a glob, or a .jsonl list of
 {"input", "queries"?, "caption"?}, whose relative paths start in the working directory or else in
@@ -17,6 +18,7 @@ import logging
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,11 +28,14 @@ from opensep_jax import __version__, results
 from opensep_jax.api import Separation, Separator
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
-from opensep_jax.inputs import NO_QUERIES, Job, plan_jobs
+from opensep_jax.flags import add_language_flags, language_options
+from opensep_jax.inputs import NO_QUERIES, Job, Texts, plan_jobs
 from opensep_jax.results import CLIP_POLICIES, Encoding, Manifest
 from opensep_jax.separator import MASK_RULES
 from opensep_jax.signal.audio import Audio, AudioError, read_audio
 from opensep_jax.signal.write import WRITE_FORMATS, write_audio
+from opensep_jax.text.parse import Parser, load_parser
+from opensep_jax.text.source import Source
 
 logger = logging.getLogger("opensep_jax")
 
@@ -49,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--out", type=Path, metavar="DIR", help="folder of the results")
     flags.add_argument(
         "--query", action="append", default=[], metavar="TEXT", help="a source; repeatable"
+    )
+    flags.add_argument(
+        "--caption", metavar="TEXT", help="what is heard: its sources are found and separated"
+    )
+    flags.add_argument(
+        "--enrich", action="store_true", help="add acoustic properties to queries before use"
     )
     flags.add_argument(
         "--checkpoint", default="demo", help="demo (default), exported folder or training workdir"
@@ -77,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--shard", type=int, default=0, help="number of this process, from 0")
     flags.add_argument("--report", action="store_true", help="write DIR/index.html to listen to")
     flags.add_argument("--overwrite", action="store_true", help="separate again what is done")
+    add_language_flags(flags)
     flags.add_argument("--merge", type=Path, metavar="DIR", help="only join the shards' manifests")
     flags.add_argument("--debug", action="store_true", help="tracebacks with errors")
     return flags
@@ -87,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
     if args.merge:
         return EXIT_SOME_FAILED if results.merge(args.merge) else EXIT_DONE
     encoding = _check_flags(args)
-    jobs = plan_jobs(args.input, tuple(args.query), args.out)
+    jobs = plan_jobs(args.input, Texts(tuple(args.query), args.caption), args.out)
     if all(job.problem for job in jobs) and any(job.problem == NO_QUERIES for job in jobs):
         raise DoorError(NO_QUERIES)
     _check_writable(args.out)
@@ -95,11 +107,12 @@ def main(args: argparse.Namespace) -> int:
         args.checkpoint, text_encoder=args.text_encoder, masks=args.masks
     )
     mine = jobs[args.shard :: args.num_shards]
+    setup = _Setup(separator, _load_parser(args, mine), encoding, args.out, args.enrich)
     manifest = Manifest(args.out, args.shard, args.num_shards)
     try:
         with logging_redirect_tqdm():
             for job in tqdm(mine, "inputs", unit="file", disable=None):
-                _do(job, separator, encoding, manifest, args)
+                _do(job, setup, manifest, args)
     finally:
         manifest.close()
     if args.report:
@@ -111,15 +124,43 @@ def main(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if counts.get("error") else EXIT_DONE
 
 
-def _do(
-    job: Job, separator: Separator, encoding: Encoding, manifest: Manifest, args: argparse.Namespace
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Setup:
+    """What is the same for all inputs; `parser` only where captions or `enrich` need one."""
+
+    separator: Separator
+    parser: Parser | None
+    encoding: Encoding
+    out: Path
+    enrich: bool
+
+    def reads(self, texts: Texts) -> bool:
+        """Whether the prompts of an input come from the parser."""
+        return self.enrich or not texts.queries
+
+    def queries(self, texts: Texts) -> Sequence[str | Source]:
+        """What to separate of an input."""
+        if not self.reads(texts):
+            return texts.queries
+        if texts.queries:
+            return self.parser.describe(texts.queries)
+        return self.parser.parse([texts.caption])[0].sources
+
+
+def _load_parser(args: argparse.Namespace, jobs: list[Job]) -> Parser | None:
+    asked = [job.texts for job in jobs if not job.problem]
+    if args.enrich or any(not texts.queries for texts in asked):
+        return load_parser(**language_options(args), batch=1)  # inputs come one at a time
+    return None
+
+
+def _do(job: Job, setup: _Setup, manifest: Manifest, args: argparse.Namespace) -> None:
     """Separates one input or says why not; only what would stop every other one is raised."""
     given = str(job.path)
     try:
         if job.problem:
             raise AudioError(given, job.problem)
-        status = _separate(job, separator, encoding, args.out, args.overwrite)
+        status = _separate(job, setup, args.overwrite)
     except Exception as error:  # whatever is wrong with one input must not stop the others
         if _stops_all(error):
             raise DoorError(f"{args.out}: {error}") from error
@@ -133,13 +174,12 @@ def _do(
         manifest.add(given, job.relative, status)
 
 
-def _separate(
-    job: Job, separator: Separator, encoding: Encoding, out: Path, overwrite: bool
-) -> str:
+def _separate(job: Job, setup: _Setup, overwrite: bool) -> str:
     """Status `ok`, or `skipped` if the result is there."""
+    out, encoding = setup.out, setup.encoding
     earlier = results.read_record(out / job.relative)
     if earlier and not overwrite:
-        differing = _differing(earlier, _identity(job, separator, encoding))
+        differing = _differing(earlier, _identity(job, setup))
         if not differing:
             return "skipped"
         raise ValueError(
@@ -148,9 +188,12 @@ def _separate(
         )
     clock = _Clock()
     audio = read_audio(job.path)
-    identity = _identity(job, separator, encoding)
+    identity = _identity(job, setup)
     clock.lap("read")
-    separation = separator.separate(audio.samples_CT, audio.sample_rate_hz, job.queries)
+    queries = setup.queries(job.texts)
+    if setup.reads(job.texts):
+        clock.lap("parse")
+    separation = setup.separator.separate(audio.samples_CT, audio.sample_rate_hz, queries)
     clock.lap("separate")
     with results.staged(out, job.relative) as folder:
         clipping: dict = {}
@@ -199,12 +242,12 @@ def _record(
         "sample_rate_hz": audio.sample_rate_hz,
         "channels": channels,
         "seconds": length / audio.sample_rate_hz,
-        "caption": None,
+        "caption": job.texts.caption,
         "sources": [
             {
                 "name": source.name,
                 "prompt": source.prompt,
-                "properties": {},
+                "properties": source.properties,
                 "file": name,
                 "energy_share": source.energy_share,
             }
@@ -217,20 +260,25 @@ def _record(
     }
 
 
-def _identity(job: Job, separator: Separator, encoding: Encoding) -> dict:
+def _identity(job: Job, setup: _Setup) -> dict:
     """What a result depends on."""
     with job.path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    options = {"queries": list(job.queries), "masks": separator.masks}
-    options |= dataclasses.asdict(encoding)
-    return {"input_sha256": digest, "models": separator.models, "options": options}
+    models = setup.separator.models
+    options = {"queries": list(job.texts.queries), "masks": setup.separator.masks}
+    options |= {"caption": job.texts.caption, **dataclasses.asdict(setup.encoding)}
+    if setup.reads(job.texts):
+        models = models | {"parser": {"id": setup.parser.id}}
+    return {"input_sha256": digest, "models": models, "options": options}
 
 
 def _differing(record: dict, identity: dict) -> list[str]:
     """What a result was made with and is not wanted now."""
     differing = [] if record.get("input_sha256") == identity["input_sha256"] else ["input"]
-    for network, model in identity["models"].items():  # where the weights lie does not matter
-        if record.get("models", {}).get(network, {}).get("id") != model["id"]:
+    models = identity["models"]
+    for network in sorted({*models, *record.get("models", {})}):  # where weights lie is no matter
+        there, wanted = (x.get(network, {}).get("id") for x in (record.get("models", {}), models))
+        if there != wanted:
             differing.append(network)
     before = record.get("options", {})
     return differing + [k for k, value in identity["options"].items() if before.get(k) != value]
@@ -244,6 +292,8 @@ def _check_flags(args: argparse.Namespace) -> Encoding:
         raise DoorError(f"--shard {args.shard} is not within --num_shards {args.num_shards}")
     if any(not query.strip() for query in args.query):
         raise DoorError("--query may not be empty")
+    if args.caption is not None and not args.caption.strip():
+        raise DoorError("--caption may not be empty")
     allowed = WRITE_FORMATS[f".{args.format}"].subtypes
     if args.subtype and args.subtype not in allowed:
         raise DoorError(f"--format {args.format} cannot hold --subtype {args.subtype}: {allowed}")

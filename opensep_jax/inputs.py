@@ -1,4 +1,4 @@
-"""What `infer` is given, as single files with their queries: paths, globs and .jsonl lists."""
+"""What `infer` is given, as single files with their texts: paths, globs and .jsonl lists."""
 
 import dataclasses
 import json
@@ -9,9 +9,23 @@ from pathlib import Path
 from opensep_jax.signal.files import list_audio_files
 
 NO_QUERIES = (
-    "no queries, and this version does not discover sources by itself: name each source with "
-    '--query TEXT (repeatable), or give "queries" in a .jsonl list'
+    "no queries, and this version does not listen by itself: name each source with --query TEXT "
+    "(repeatable) or describe the sound with --caption TEXT, or give "
+    '"queries" or "caption" in a .jsonl list'
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """What is known of an input in words.
+
+    Attributes:
+        queries: texts of its sources; empty where the caption names them.
+        caption: what is heard in it.
+    """
+
+    queries: tuple[str, ...] = ()
+    caption: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,29 +35,29 @@ class Job:
     Attributes:
         path: as the user gave it.
         relative: where its results go below the output folder; None if there is a problem.
-        queries: texts of its sources.
+        texts: queries or a caption; neither only if there is a problem.
         problem: why it cannot be separated.
     """
 
     path: Path
     relative: str | None
-    queries: tuple[str, ...] = ()
+    texts: Texts = Texts()
     problem: str | None = None
 
 
-def plan_jobs(inputs: list[str], queries: tuple[str, ...], out: Path) -> list[Job]:
+def plan_jobs(inputs: list[str], texts: Texts, out: Path) -> list[Job]:
     """Inputs as single files, in an order and with names that do not depend on the shard.
 
     Args:
         inputs: what the user gave.
-        queries: for files whose list gives none.
+        texts: for files whose list gives none.
         out: folder that is never searched for inputs.
 
     Returns:
-        A job per file and distinct queries; unreadable inputs and lines are jobs with a problem.
+        A job per file and distinct texts; unreadable inputs and lines are jobs with a problem.
     """
     paths: list[str] = []
-    listed: dict[str, list[tuple[str, ...]]] = {}  # queries of a list's rows, by absolute path
+    listed: dict[str, list[Texts]] = {}  # of a list's rows, by absolute path
     broken: list[Job] = []
     for given in inputs:
         if not (given.lower().endswith(".jsonl") and Path(given).is_file()):
@@ -54,25 +68,26 @@ def plan_jobs(inputs: list[str], queries: tuple[str, ...], out: Path) -> list[Jo
                 continue
             try:
                 path, own = _read_row(text, Path(given).parent)
+                own = texts if own == Texts() else own
             except ValueError as error:
                 broken.append(Job(Path(f"{given}:{number}"), None, problem=str(error)))
                 continue
             paths.append(path)
             for file in list_audio_files([path], out):
                 rows = listed.setdefault(os.path.abspath(file.path), [])
-                if (own or queries) not in rows:
-                    rows.append(own or queries)
+                if own not in rows:
+                    rows.append(own)
     jobs = []
     for file in list_audio_files(paths, out):
-        for number, own in enumerate(listed.get(os.path.abspath(file.path), [queries]), 1):
+        for number, own in enumerate(listed.get(os.path.abspath(file.path), [texts]), 1):
             relative = f"{file.relative}-{number}" if number > 1 else str(file.relative)
-            problem = file.problem or (None if own else NO_QUERIES)
+            problem = file.problem or (NO_QUERIES if own == Texts() else None)
             jobs.append(Job(file.path, None if problem else relative, own, problem))
     return _apart([*jobs, *broken])
 
 
-def _read_row(text: bytes, folder: Path) -> tuple[str, tuple[str, ...]]:
-    """Path and queries of a line of a list."""
+def _read_row(text: bytes, folder: Path) -> tuple[str, Texts]:
+    """Path and texts of a line of a list."""
     try:
         row = json.loads(text)
     except ValueError as error:
@@ -82,10 +97,13 @@ def _read_row(text: bytes, folder: Path) -> tuple[str, tuple[str, ...]]:
     queries = row.get("queries") or []
     if not isinstance(queries, list) or not all(isinstance(q, str) and q.strip() for q in queries):
         raise ValueError('"queries" is not a list of texts, none of them empty')
+    caption = row.get("caption")
+    if caption is not None and not (isinstance(caption, str) and caption.strip()):
+        raise ValueError('"caption" is no text, or an empty one')
     path = row["input"]
     if not os.path.isabs(path) and not os.path.lexists(path) and os.path.lexists(folder / path):
         path = str(folder / path)
-    return path, tuple(queries)
+    return path, Texts(tuple(queries), caption)
 
 
 def _apart(jobs: list[Job]) -> list[Job]:

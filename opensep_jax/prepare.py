@@ -25,7 +25,7 @@ from opensep_jax.data import datasets, records
 from opensep_jax.data.records import ClipEntry, RecordError, SourceEntry
 from opensep_jax.signal.audio import AudioError, read_audio, resample
 from opensep_jax.text.embed import TextEncoder, load_text_encoder
-from opensep_jax.text.prompts import wordings
+from opensep_jax.text.wordings import wordings
 
 logger = logging.getLogger(__name__)
 

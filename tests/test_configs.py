@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from opensep_jax import train
 from opensep_jax.data import mix
-from opensep_jax.text.prompts import WORDINGS
+from opensep_jax.text.wordings import WORDINGS
 from opensep_jax.training.losses import LOSSES
 from opensep_jax.training.optim import make_schedule
 

@@ -22,7 +22,7 @@ RANK = {
     "api": 4,
 }
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
-DOOR_PARTS = {"cli", "inputs", "results", "report"}  # what doors share, or are split into
+DOOR_PARTS = {"cli", "flags", "inputs", "results", "report"}  # what doors share, or are split into
 MODEL_LIBRARIES = {"jax", "flax"}
 WEIGHT_FILES = {  # published weights
     "convert.py",

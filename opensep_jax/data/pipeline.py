@@ -23,7 +23,7 @@ class MixtureRule:
     Attributes:
         samples: length of the raw clips.
         counts: probability of mixing n clips, by n; the largest n is S.
-        wordings: probability of each kind of prompt (`text.prompts.WORDINGS`).
+        wordings: probability of each kind of prompt (`text.wordings.WORDINGS`).
         balance_labels: draw a name first, then a clip of it; else draw clips uniformly.
         max_names: K, named sources of one clip at most; further ones are not queried.
         seed: of the whole order.

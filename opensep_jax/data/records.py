@@ -39,7 +39,7 @@ class SourceEntry:
 
     Attributes:
         name: what it is; equal names never meet in a mixture.
-        prompts: keys of the text table by kind of wording (`text.prompts.WORDINGS`).
+        prompts: keys of the text table by kind of wording (`text.wordings.WORDINGS`).
     """
 
     name: str

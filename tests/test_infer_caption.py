@@ -1,0 +1,117 @@
+"""The door `infer` with captions, and with queries that are enriched."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from opensep_jax import Separator, infer
+from opensep_jax.cli import run
+from opensep_jax.text.parse import Parser
+from opensep_jax.text.prompts import load_tasks
+from tests.scripted_model import ScriptedModel, letter_bank
+from tests.tiny_checkpoint import shared_checkpoint
+
+CAPTION = "A dog barks while two cats meow"
+pytestmark = pytest.mark.usefixtures("compile_once")
+NAMES = ["dog barking", "two cats meowing"]
+FILES = ["01_dog-barking.wav", "02_two-cats-meowing.wav", "residual.wav", "separation.json"]
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Parser]:
+    """Parsers that were loaded."""
+    parsers: list[Parser] = []
+
+    def load_parser(**options: object) -> Parser:
+        tasks = {name: task.choose(options["shots"]) for name, task in load_tasks().items()}
+        parsers.append(Parser(ScriptedModel(), letter_bank(), tasks))
+        return parsers[-1]
+
+    separator = _separator()
+    monkeypatch.setattr(infer, "load_parser", load_parser)
+    monkeypatch.setattr(infer.Separator, "from_checkpoint", lambda name, **options: separator)
+    return parsers
+
+
+@functools.cache
+def _separator() -> Separator:
+    return Separator.from_checkpoint(shared_checkpoint())
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    samples_T = 0.2 * np.random.default_rng(0).standard_normal(1600)
+    soundfile.write(tmp_path / "mix.wav", samples_T, 16000, subtype="FLOAT")
+    return tmp_path / "mix.wav"
+
+
+def _infer(*argv: object) -> int:
+    return run(infer.main, infer.parser(), (ValueError,), [str(arg) for arg in argv])
+
+
+def _record(folder: Path) -> dict:
+    return json.loads((folder / "separation.json").read_text())
+
+
+def test_a_caption_names_the_sources(tmp_path: Path, sound: Path, capsys):
+    out = tmp_path / "out"
+    assert _infer(sound, "--out", out, "--caption", CAPTION) == 0
+    assert sorted(path.name for path in (out / "mix").iterdir()) == FILES
+    record = _record(out / "mix")
+    assert record["caption"] == CAPTION and record["models"]["parser"]["id"].startswith("scripted-")
+    assert [source["name"] for source in record["sources"]] == NAMES
+    bark = record["sources"][0]
+    assert bark["properties"]["from"] == "bank"
+    assert bark["prompt"].startswith("dog barking: rough throaty bark, mid frequency about 300 Hz")
+    parts = [soundfile.read(out / "mix" / name, dtype="float64")[0] for name in FILES[:3]]
+    np.testing.assert_allclose(sum(parts), soundfile.read(sound)[0], atol=1e-6)
+    assert _infer(sound, "--out", out, "--caption", CAPTION) == 0  # done before
+    assert _infer(sound, "--out", out, "--caption", "Rain falls") == 1
+    assert "holds a result with other caption" in capsys.readouterr().err
+    assert _infer(sound, "--out", out, "--caption", CAPTION, "--shots", 2) == 1
+    assert "holds a result with other parser" in capsys.readouterr().err
+    assert _record(out / "mix") == record
+
+
+def test_queries_are_enriched_on_demand(tmp_path: Path, sound: Path, loaded: list[Parser]):
+    argv = (sound, "--query", "dog", "--query", "rain falling", "--caption", CAPTION)
+    assert _infer(*argv, "--out", tmp_path / "plain") == 0 and not loaded
+    plain = _record(tmp_path / "plain" / "mix")
+    assert [s["prompt"] for s in plain["sources"]] == ["dog", "rain falling"]
+    assert plain["caption"] == CAPTION and "parser" not in plain["models"]
+    assert _infer(*argv, "--out", tmp_path / "rich", "--enrich") == 0
+    dog, rain = _record(tmp_path / "rich" / "mix")["sources"]
+    assert dog["name"] == "dog" and dog["prompt"].startswith("dog: ")
+    assert rain["properties"]["nearest"] == "rain falling"
+    assert _infer(*argv, "--out", tmp_path / "plain", "--enrich") == 1
+
+
+def test_rows_of_a_list_have_captions_of_their_own(tmp_path: Path, sound: Path, capsys):
+    rows = [
+        {"input": "mix.wav", "caption": CAPTION},
+        {"input": "mix.wav", "queries": ["rain", "wind"], "caption": "Rain falls"},
+        {"input": "mix.wav", "caption": "?!"},
+        {"input": "mix.wav", "caption": " "},
+        {"input": "mix.wav"},
+    ]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    assert _infer(tmp_path / "list.jsonl", "--out", out, "--caption", "a bell and a gong ring") == 1
+    names = {
+        folder.name: [source["name"] for source in _record(folder)["sources"]]
+        for folder in out.iterdir()
+        if folder.is_dir()
+    }
+    assert names == {"mix": NAMES, "mix-2": ["rain", "wind"], "mix-4": ["bell", "gong ringing"]}
+    assert _record(out / "mix-2")["caption"] == "Rain falls"
+    said = capsys.readouterr().err
+    assert "caption '?!' has no words" in said and 'list.jsonl:4: "caption" is no text' in said
+
+
+def test_an_empty_caption_stops_the_run(tmp_path: Path, sound: Path, capsys):
+    assert _infer(sound, "--out", tmp_path / "out", "--caption", " ") == 2
+    assert "--caption may not be empty" in capsys.readouterr().err
