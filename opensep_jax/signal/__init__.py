@@ -7,4 +7,7 @@ Modules:
     stft: short-time Fourier transform and its inverse.
     streaming: overlap-add, for signals longer than a model's window.
     metrics: SI-SDR, SNR and their improvements, in dB.
+    bss_eval: SDR, SIR, SAR of BSS-eval version 3, sources and images, in dB.
+    levinson: the block-Toeplitz systems that BSS-eval solves.
+    stems: stems as a set: permutation, silence, spectral overlap.
 """

@@ -46,8 +46,8 @@ def si_sdr(estimate_T: jax.Array, reference_T: jax.Array) -> jax.Array:
     target = _project(estimate, reference, energy)
     noise = estimate - target
     rest = _project(noise, reference, energy)
-    ratio_db = _ratio_db(_energy(target + rest), _energy(noise - rest))
-    return jnp.where(finite & ~jnp.squeeze(silent, -1), ratio_db, jnp.nan)
+    score_db = ratio_db(_energy(target + rest), _energy(noise - rest))
+    return jnp.where(finite & ~jnp.squeeze(silent, -1), score_db, jnp.nan)
 
 
 def snr(estimate_T: jax.Array, reference_T: jax.Array) -> jax.Array:
@@ -71,8 +71,8 @@ def snr(estimate_T: jax.Array, reference_T: jax.Array) -> jax.Array:
     finite = _all_finite(estimate, reference)
     peak = jnp.max(jnp.abs(reference), axis=-1, keepdims=True)
     scale = jnp.where(peak > 0, peak, 1.0)  # squares of very quiet signals would underflow
-    ratio_db = _ratio_db(_energy(reference / scale), _energy((reference - estimate) / scale))
-    return jnp.where(finite & (jnp.squeeze(peak, -1) > 0), ratio_db, jnp.nan)
+    score_db = ratio_db(_energy(reference / scale), _energy((reference - estimate) / scale))
+    return jnp.where(finite & (jnp.squeeze(peak, -1) > 0), score_db, jnp.nan)
 
 
 def si_sdr_improvement(
@@ -154,8 +154,8 @@ def _energy(x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(x), axis=-1)
 
 
-def _ratio_db(signal: jax.Array, noise: jax.Array) -> jax.Array:
+def ratio_db(signal: jax.Array, noise: jax.Array) -> jax.Array:
     """Returns 10 log10(signal / noise) of energies >= 0, clipped; -LIMIT_DB for a zero signal."""
-    tiny = jnp.finfo(jnp.float32).tiny
-    ratio_db = 10.0 * (jnp.log10(jnp.maximum(signal, tiny)) - jnp.log10(jnp.maximum(noise, tiny)))
-    return jnp.clip(jnp.where(signal == 0, -LIMIT_DB, ratio_db), -LIMIT_DB, LIMIT_DB)
+    tiny = jnp.finfo(signal.dtype).tiny
+    ratio = 10.0 * (jnp.log10(jnp.maximum(signal, tiny)) - jnp.log10(jnp.maximum(noise, tiny)))
+    return jnp.clip(jnp.where(signal == 0, -LIMIT_DB, ratio), -LIMIT_DB, LIMIT_DB)
