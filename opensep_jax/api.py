@@ -212,10 +212,7 @@ class Separator:
             self._fill(inner, wave_CT, text)
             for stem_CT, inner_CT in zip(stems, inner, strict=True):
                 stem_CT[:] = resample(inner_CT, rate_hz, sample_rate_hz, length)
-        residual = np.empty_like(samples_CT)
-        for channel, out_T in enumerate(residual):
-            # In float64: the sum of many stems would round more than the promised 1e-6.
-            out_T[:] = samples_CT[channel] - stems[:, channel].sum(0, dtype=np.float64)
+        residual = _residual(samples_CT, stems)
         sources, notes = _sources(asked, stems, residual), self._notes(sample_rate_hz, text)
         return Separation(stems, residual, sample_rate_hz, sources, notes)
 
@@ -324,6 +321,37 @@ def _build(config: dict) -> SeparatorNet:
     return build_separator(**model, **config["stft"], remat=False, sample_rate_hz=rate_hz)
 
 
+def drop_faint(
+    separation: Separation, samples_CT: np.ndarray, min_energy_share: float
+) -> tuple[Separation, tuple[SeparatedSource, ...]]:
+    """Leaves stems of negligible energy in the residual.
+
+    Args:
+        separation: of an input.
+        samples_CT: that input, float32 [C, T].
+        min_energy_share: sources with a smaller `energy_share` are dropped.
+
+    Returns:
+        The separation without them, and what they were.
+    """
+    loud = [source.energy_share >= min_energy_share for source in separation.sources]
+    if all(loud):
+        return separation, ()
+    dropped = tuple(s for s, keep in zip(separation.sources, loud, strict=True) if not keep)
+    asked = [s for s, keep in zip(separation.sources, loud, strict=True) if keep]
+    stems = separation.stems[loud]
+    residual = _residual(samples_CT, stems)
+    sources = _sources(asked, stems, residual)
+    kept = dataclasses.replace(separation, stems=stems, residual=residual, sources=sources)
+    return kept, dropped
+
+
+def nothing_found(samples_CT: np.ndarray, sample_rate_hz: int) -> Separation:
+    """The separation of a recording in which nothing is heard: all of it is residual."""
+    stems = np.zeros((0, *samples_CT.shape), np.float32)
+    return Separation(stems, samples_CT, sample_rate_hz, (), ("nothing was heard in it",))
+
+
 def _checked_samples(samples_CT: np.ndarray, sample_rate_hz: int) -> tuple[np.ndarray, int]:
     samples_CT = np.asarray(samples_CT)
     if not np.issubdtype(samples_CT.dtype, np.floating):
@@ -357,7 +385,7 @@ def _checked_queries(queries: Sequence[str | Source]) -> tuple[Source, ...]:
 
 
 def _sources(
-    asked: Sequence[Source], stems: np.ndarray, residual: np.ndarray
+    asked: Sequence[Source | SeparatedSource], stems: np.ndarray, residual: np.ndarray
 ) -> tuple[SeparatedSource, ...]:
     energies = [_energy(x) for x in (*stems, residual)]
     total = sum(energies) or 1.0
@@ -365,6 +393,15 @@ def _sources(
         SeparatedSource(source.name, source.prompt, source.properties, energy / total)
         for source, energy in zip(asked, energies, strict=False)
     )
+
+
+def _residual(samples_CT: np.ndarray, stems: np.ndarray) -> np.ndarray:
+    """What the stems leave of the input, float32 [C, T]."""
+    residual = np.empty_like(samples_CT)
+    for channel, out_T in enumerate(residual):
+        # In float64: the sum of many stems would round more than the promised 1e-6.
+        out_T[:] = samples_CT[channel] - stems[:, channel].sum(0, dtype=np.float64)
+    return residual
 
 
 def _energy(samples_CT: np.ndarray) -> float:

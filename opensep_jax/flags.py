@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from opensep_jax.cli import DoorError
+from opensep_jax.discovery import MERGE_SIMILARITY
+from opensep_jax.text.caption import POLICIES
 from opensep_jax.text.prompts import SHOTS, STYLES
 
 
@@ -28,6 +30,44 @@ def add_language_flags(flags: argparse.ArgumentParser) -> None:
         choices=("bank", "llm"),
         help="who tells how sources sound: bank (default), or a language model that knows it",
     )
+
+
+def add_captioner_flags(flags: argparse.ArgumentParser) -> None:
+    """Flags of what listens; see `text.caption.load_captioner` and `discovery`."""
+    group = flags.add_argument_group("captioner, for inputs without a query and a caption")
+    group.add_argument(
+        "--captioner",
+        default="demo",
+        help="demo (default), clapcap, whisper:<hub id or folder>, act:<path>, file:<.jsonl>",
+    )
+    group.add_argument(
+        "--caption_policy",
+        default=POLICIES[0],
+        choices=POLICIES,
+        help=f"windows of a long recording that are heard, default {POLICIES[0]}: all over it",
+    )
+    group.add_argument("--caption_windows", type=int, default=8, help="at most, default 8")
+    group.add_argument(
+        "--merge_similarity",
+        type=float,
+        default=MERGE_SIMILARITY,
+        help=f"names are one source from this cosine on, default {MERGE_SIMILARITY}",
+    )
+    group.add_argument(
+        "--min_energy_share",
+        type=float,
+        default=0.01,
+        help="sources with less of the energy stay in the residual, default 0.01",
+    )
+
+
+def captioner_options(args: argparse.Namespace) -> dict:
+    """Those flags as arguments of `text.caption.load_captioner`."""
+    return {
+        "name": args.captioner,
+        "policy": args.caption_policy,
+        "max_windows": args.caption_windows,
+    }
 
 
 def language_options(args: argparse.Namespace) -> dict:

@@ -8,20 +8,14 @@ from pathlib import Path
 
 from opensep_jax.signal.files import list_audio_files
 
-NO_QUERIES = (
-    "no queries, and this version does not listen by itself: name each source with --query TEXT "
-    "(repeatable) or describe the sound with --caption TEXT, or give "
-    '"queries" or "caption" in a .jsonl list'
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
     """What is known of an input in words.
 
     Attributes:
-        queries: texts of its sources; empty where the caption names them.
-        caption: what is heard in it.
+        queries: texts of its sources; empty where a caption names them.
+        caption: what is heard in it; without queries either, it will be listened to.
     """
 
     queries: tuple[str, ...] = ()
@@ -35,7 +29,7 @@ class Job:
     Attributes:
         path: as the user gave it.
         relative: where its results go below the output folder; None if there is a problem.
-        texts: queries or a caption; neither only if there is a problem.
+        texts: queries, a caption, or neither.
         problem: why it cannot be separated.
     """
 
@@ -43,6 +37,11 @@ class Job:
     relative: str | None
     texts: Texts = Texts()
     problem: str | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether a captioner must say what is in it."""
+        return self.texts == Texts()
 
 
 def plan_jobs(inputs: list[str], texts: Texts, out: Path) -> list[Job]:
@@ -81,8 +80,7 @@ def plan_jobs(inputs: list[str], texts: Texts, out: Path) -> list[Job]:
     for file in list_audio_files(paths, out):
         for number, own in enumerate(listed.get(os.path.abspath(file.path), [texts]), 1):
             relative = f"{file.relative}-{number}" if number > 1 else str(file.relative)
-            problem = file.problem or (NO_QUERIES if own == Texts() else None)
-            jobs.append(Job(file.path, None if problem else relative, own, problem))
+            jobs.append(Job(file.path, None if file.problem else relative, own, file.problem))
     return _apart([*jobs, *broken])
 
 

@@ -17,12 +17,20 @@ RANK = {
     "checkpoint": 0,
     "text": 1,
     "data": 1,
+    "discovery": 2,
     "separator": 2,
     "training": 3,
     "api": 4,
 }
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
-DOOR_PARTS = {"cli", "flags", "inputs", "results", "report"}  # what doors share, or are split into
+DOOR_PARTS = {
+    "cli",
+    "stages",
+    "flags",
+    "inputs",
+    "results",
+    "report",
+}  # what doors share, or are split into
 MODEL_LIBRARIES = {"jax", "flax"}
 WEIGHT_FILES = {  # published weights
     "convert.py",

@@ -88,7 +88,7 @@ class Bank:
         self._encoder = encoder
         pairs = [(n, i) for i, s in enumerate(self.sounds) for n in (s.name, *s.aliases)]
         self._owner = np.array([i for _, i in pairs])
-        self._vectors_NC = self._embed([name for name, _ in pairs])
+        self._vectors_NC = self.vectors([name for name, _ in pairs])
 
     def properties(self, names: Sequence[str]) -> list[dict]:
         """What sources of the given names sound like.
@@ -108,10 +108,16 @@ class Bank:
         """Cosines of names and sounds (the best of its own names), float32 [len(names), S]."""
         if not len(names):
             return np.zeros((0, len(self.sounds)), np.float32)
-        cosines = self._embed(names) @ self._vectors_NC.T
+        cosines = self.vectors(names) @ self._vectors_NC.T
         best = np.full((len(names), len(self.sounds)), -1.0, np.float32)
         np.maximum.at(best, (slice(None), self._owner), cosines)
         return best
+
+    def vectors(self, names: Sequence[str]) -> np.ndarray:
+        """Unit vectors of names, float32 [len(names), C]; their products are cosines."""
+        states = self._encoder.encode([name.lower() for name in names])
+        mean_NC = np.stack([state_LC.astype(np.float32).mean(0) for state_LC in states])
+        return mean_NC / np.maximum(np.linalg.norm(mean_NC, axis=1, keepdims=True), 1e-12)
 
     def _vote(self, cosine_S: np.ndarray) -> dict:
         nearest = [int(i) for i in np.argsort(-cosine_S, kind="stable")[:NEIGHBOURS]]
@@ -129,12 +135,6 @@ class Bank:
             "nearest": sound.name,
             "similarity": round(float(cosine_S[told]), 3),
         }
-
-    def _embed(self, names: Sequence[str]) -> np.ndarray:
-        """Unit vectors, float32 [len(names), C]."""
-        states = self._encoder.encode([name.lower() for name in names])
-        mean_NC = np.stack([state_LC.astype(np.float32).mean(0) for state_LC in states])
-        return mean_NC / np.maximum(np.linalg.norm(mean_NC, axis=1, keepdims=True), 1e-12)
 
 
 def closed_answers(sounds: Sequence[Sound], cosine_S: np.ndarray) -> dict[str, str]:

@@ -8,12 +8,11 @@ resampled and padded; what is said of them becomes one text, a sentence for each
 """
 
 import importlib
-import itertools
 import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -97,30 +96,41 @@ class Captioner:
         self._resample = getattr(backend, "resample", resample)
         self._batch = batch or (1 if jax.default_backend() == "cpu" else 8)
 
-    def caption(
-        self, waves: Sequence[np.ndarray], sample_rate_hz: int, keys: Sequence[str] = ()
-    ) -> list[str]:
-        """Captions recordings.
-
-        Only the chosen windows are copied, a batch at a time.
+    def hear(self, wave: np.ndarray, sample_rate_hz: int, key: str = "") -> list[np.ndarray]:
+        """Cuts the windows that will be captioned out of a recording.
 
         Args:
-            waves: Float [C, T] or [T] each, T >= 1, any length. What exceeds full scale is scaled
-                down; channels are averaged.
-            sample_rate_hz: Of all of them.
-            keys: Not used; see `WrittenCaptions`.
+            wave: Float [C, T] or [T], T >= 1, any length. What exceeds full scale is scaled down;
+                channels are averaged.
+            sample_rate_hz: Of the recording.
+            key: Not used; see `WrittenCaptions`.
+
+        Returns:
+            Float32 [window] each, in the order of time; none that is silent (80 dB below full
+            scale): of silence a network would only invent something.
+
+        Raises:
+            ValueError: The recording is not as above, or what is heard of it is NaN or infinite.
+        """
+        wave_CT = _checked(wave)
+        size = math.ceil(self._backend.window_s * sample_rate_hz)
+        parts = (_mono(wave_CT[:, start : start + size]) for start in self._starts(wave_CT, size))
+        return [self._fit(part, sample_rate_hz) for part in parts if np.abs(part).max() >= _SILENCE]
+
+    def tell(self, heard: Sequence[list[np.ndarray]]) -> list[str]:
+        """Captions recordings, a batch of windows at a time.
+
+        Args:
+            heard: What `hear` returned for each.
 
         Returns:
             A text per recording: its caption, or where several windows have different ones
-            "A dog barks. Rain falls." in the order of time. Empty where no window is louder than
-            80 dB below full scale: of silence a network would only invent something.
-
-        Raises:
-            ValueError: A recording is not as above, or what is heard of it is NaN or infinite.
+            "A dog barks. Rain falls." in the order of time; empty where nothing was heard.
         """
-        said: list[list[str]] = [[] for _ in waves]
-        windows = self._windows(waves, sample_rate_hz)
-        while part := list(itertools.islice(windows, self._batch)):
+        said: list[list[str]] = [[] for _ in heard]
+        windows = [(index, window) for index, part in enumerate(heard) for window in part]
+        for start in range(0, len(windows), self._batch):
+            part = windows[start : start + self._batch]
             # A copy of a real one in place of a missing one: silence would be decoded longest.
             rows = [window_T for _, window_T in part] + [part[-1][1]] * (self._batch - len(part))
             captions = self._backend.caption_windows(np.stack(rows))
@@ -128,17 +138,9 @@ class Captioner:
                 said[index].append(caption)
         return [join_captions(captions) for captions in said]
 
-    def _windows(
-        self, waves: Sequence[np.ndarray], rate_hz: int
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Index of the recording and float32 [window] of each window that is not silent."""
-        for index, wave in enumerate(waves):
-            wave_CT = _checked(wave, index)
-            size = math.ceil(self._backend.window_s * rate_hz)
-            for start in self._starts(wave_CT, size):
-                mono_T = _mono(wave_CT[:, start : start + size], index)
-                if np.abs(mono_T).max() >= _SILENCE:
-                    yield index, self._fit(mono_T, rate_hz)
+    def caption(self, waves: Sequence[np.ndarray], sample_rate_hz: int) -> list[str]:
+        """Captions recordings of one rate: `hear` and `tell`."""
+        return self.tell([self.hear(wave, sample_rate_hz) for wave in waves])
 
     def _starts(self, wave_CT: np.ndarray, size: int) -> list[int]:
         """First samples of the windows of `size` samples that are heard."""
@@ -191,26 +193,26 @@ class WrittenCaptions:
             if line.strip():
                 self._add(line, f"{path}:{number}")
 
-    def caption(
-        self, waves: Sequence[np.ndarray], sample_rate_hz: int, keys: Sequence[str] = ()
-    ) -> list[str]:
-        """Looks captions up.
+    def hear(self, wave: np.ndarray, sample_rate_hz: int, key: str) -> str:
+        """Looks a caption up.
 
         Args:
-            waves: Not listened to.
+            wave: Not listened to.
             sample_rate_hz: Not used.
-            keys: The path of each recording. A path is found as written, from the current folder,
-                from the file's folder, and last by its name alone if that has one caption.
+            key: The path of the recording. It is found as written, from the current folder, from
+                the file's folder, and last by its name alone if that has one caption.
 
         Returns:
-            A text per recording.
+            Its caption.
 
         Raises:
-            ValueError: A recording is not in the file, or only its name is and more than once.
+            ValueError: The recording is not in the file, or only its name is and more than once.
         """
-        if len(keys) != len(waves):
-            raise ValueError(f"{self._path}: {len(keys)} paths for {len(waves)} recordings")
-        return [self._look_up(key) for key in keys]
+        return self._look_up(key)
+
+    def tell(self, heard: Sequence[str]) -> list[str]:
+        """The captions that `hear` has found."""
+        return list(heard)
 
     def _add(self, line: bytes, place: str) -> None:
         try:
@@ -245,7 +247,7 @@ def load_captioner(
     seed: int = 0,
     batch: int | None = None,
 ) -> Captioner | WrittenCaptions:
-    """Loads a captioner by name; both kinds have `id` and `caption(waves, sample_rate_hz, keys)`.
+    """Loads a captioner by name; both kinds have `id`, `hear` and `tell`.
 
     Args:
         name: "demo" (small, shipped), "clapcap" or "clapcap:<path>", "whisper:<hub id or folder>",
@@ -285,22 +287,19 @@ def join_captions(captions: Sequence[str]) -> str:
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
-def _checked(wave: np.ndarray, index: int) -> np.ndarray:
+def _checked(wave: np.ndarray) -> np.ndarray:
     wave = np.asarray(wave)
     wave_CT = wave[None] if wave.ndim == 1 else wave
     if not np.issubdtype(wave.dtype, np.floating) or wave_CT.ndim != 2 or not wave_CT.size:
-        raise ValueError(
-            f"recording {index}: need float samples [C, T] or [T], T >= 1, "
-            f"got {wave.dtype} {wave.shape}"
-        )
+        raise ValueError(f"need float samples [C, T] or [T], T >= 1, got {wave.dtype} {wave.shape}")
     return wave_CT
 
 
-def _mono(window_CT: np.ndarray, index: int) -> np.ndarray:
+def _mono(window_CT: np.ndarray) -> np.ndarray:
     """Mean of the channels, float32 [T] within full scale."""
     peak_C = np.abs(window_CT).max(1)
     if not np.isfinite(peak_C).all():
-        raise ValueError(f"recording {index}: samples are NaN or infinite")
+        raise ValueError("samples are NaN or infinite")
     window_CT = (window_CT / max(1.0, peak_C.max())).astype(np.float32)
     mono_T = window_CT.mean(0)
     # Channels of opposite sign cancel: then the loudest one is heard.

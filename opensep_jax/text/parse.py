@@ -58,6 +58,7 @@ class Parser:
     Attributes:
         id: changes with everything that a parse depends on besides the caption.
         steps: how many captions each step has parsed, cached ones included.
+        bank: of properties.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Parser:
             raise ValueError(f"properties={properties!r} is not known, unlike {PROPERTIES}")
         if properties == "llm" and model is None:
             raise ValueError("properties='llm' needs a language model")
-        self._model, self._bank, self._cache = model, bank, cache
+        self.bank, self._model, self._cache = bank, model, cache
         self._encoded = {n: encode_task(t, model, style) for n, t in tasks.items()} if model else {}
         self._asks = properties == "llm"
         depends = [{n: dataclasses.astuple(t) for n, t in tasks.items()} if model else None]
@@ -118,7 +119,7 @@ class Parser:
     def describe(self, names: Sequence[str]) -> list[Source]:
         """Sources of the given names, with properties and prompts."""
         distinct = list(dict.fromkeys(names))
-        found = dict(zip(distinct, self._bank.properties(distinct), strict=True))
+        found = dict(zip(distinct, self.bank.properties(distinct), strict=True))
         if self._asks:
             for name, written in zip(distinct, self._ask(distinct), strict=True):
                 found[name] = written or found[name]
