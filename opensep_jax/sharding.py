@@ -1,6 +1,6 @@
 """Mesh, size rule and batch sharding; no network knows of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -68,6 +68,32 @@ def param_sharding(tree: object, mesh: Mesh, min_size: int) -> object:
         return replicated(mesh)
 
     return jax.tree.map(one, tree)
+
+
+def tensor_sharding(tree: object, mesh: Mesh, axes: Mapping[str, int]) -> object:
+    """Splits named parameters over the tensor axis; the others are replicated.
+
+    Args:
+        tree: nested dict of arrays or shapes.
+        mesh: the mesh.
+        axes: end of a parameter's path, joined by `/`, to the axis that may be split, counted from
+            the end. An axis that the mesh does not divide is replicated.
+
+    Returns:
+        NamedSharding for each leaf.
+    """
+    parts = mesh.shape["tensor"]
+
+    def one(path: tuple, leaf: jax.Array) -> NamedSharding:
+        name = "/".join(str(key.key) for key in path)
+        axis = next((axis for end, axis in axes.items() if name.endswith(end)), None)
+        if axis is None or leaf.shape[axis] % parts:
+            return replicated(mesh)
+        spec = [None] * leaf.ndim
+        spec[axis] = "tensor"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def check_batch(mesh: Mesh, global_batch: int, accumulation: int = 1) -> None:

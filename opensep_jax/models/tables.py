@@ -1,6 +1,8 @@
 """Where the tensors of each published checkpoint go, by name; see `convert.py`."""
 
-from opensep_jax.models.convert import Rule, WeightTable, layer_norm, linear
+import numpy as np
+
+from opensep_jax.models.convert import Rule, Transform, WeightTable, in_out, layer_norm, linear
 
 _BERT = r"(?:roberta\.|bert\.)?"
 _BERT_EMBED = _BERT + r"embeddings\."
@@ -29,3 +31,58 @@ ROBERTA_TABLE = WeightTable(
         r"cls\.predictions\.transform\.(?:dense|LayerNorm)\.(?:weight|bias|gamma|beta)",
     ),
 )
+
+_LLAMA_LAYER = r"model\.layers\.(\d+)\."
+
+
+def _stacked(pattern: str, path: str, transform: Transform = np.asarray) -> Rule:
+    return Rule(pattern, f"blocks/{path}", transform, stacked=True)
+
+
+LLAMA_TABLE = WeightTable(
+    name="LLaMA decoder",
+    rules=(
+        Rule(r"model\.embed_tokens\.weight", "token/embedding"),
+        Rule(r"model\.norm\.weight", "norm/scale"),
+        Rule(r"lm_head\.weight", "head/embedding"),
+        _stacked(_LLAMA_LAYER + r"input_layernorm\.weight", "attention_norm/scale"),
+        _stacked(_LLAMA_LAYER + r"self_attn\.q_proj\.weight", "query/kernel", in_out),
+        _stacked(_LLAMA_LAYER + r"self_attn\.k_proj\.weight", "key/kernel", in_out),
+        _stacked(_LLAMA_LAYER + r"self_attn\.v_proj\.weight", "value/kernel", in_out),
+        _stacked(_LLAMA_LAYER + r"self_attn\.o_proj\.weight", "attention_out/kernel", in_out),
+        _stacked(_LLAMA_LAYER + r"post_attention_layernorm\.weight", "mlp_norm/scale"),
+        _stacked(_LLAMA_LAYER + r"mlp\.(gate|up|down)_proj\.weight", r"mlp_\2/kernel", in_out),
+    ),
+    skipped=(_LLAMA_LAYER + r"self_attn\.rotary_emb\.inv_freq",),
+)
+
+
+def llama_gguf_table(heads: int, kv_heads: int) -> WeightTable:
+    """Names of a GGUF file of architecture `llama`, whose rotary channels lie interleaved."""
+    layer = r"blk\.(\d+)\."
+
+    def halves(count: int) -> Transform:
+        """Brings channels 2j and 2j + 1 of each head to j and j + half, as our rotation pairs."""
+
+        def apply(weight_oi: np.ndarray) -> np.ndarray:
+            split = weight_oi.reshape(count, -1, 2, weight_oi.shape[1])
+            return in_out(split.swapaxes(1, 2).reshape(weight_oi.shape))
+
+        return apply
+
+    return WeightTable(
+        name="LLaMA decoder (GGUF)",
+        rules=(
+            Rule(r"token_embd\.weight", "token/embedding"),
+            Rule(r"output_norm\.weight", "norm/scale"),
+            Rule(r"output\.weight", "head/embedding"),
+            _stacked(layer + r"attn_norm\.weight", "attention_norm/scale"),
+            _stacked(layer + r"attn_q\.weight", "query/kernel", halves(heads)),
+            _stacked(layer + r"attn_k\.weight", "key/kernel", halves(kv_heads)),
+            _stacked(layer + r"attn_v\.weight", "value/kernel", in_out),
+            _stacked(layer + r"attn_output\.weight", "attention_out/kernel", in_out),
+            _stacked(layer + r"ffn_norm\.weight", "mlp_norm/scale"),
+            _stacked(layer + r"ffn_(gate|up|down)\.weight", r"mlp_\2/kernel", in_out),
+        ),
+        skipped=(r"rope_freqs\.weight",),  # part of the configuration
+    )

@@ -4,7 +4,6 @@ A prompt's states are a function of the prompt alone: it is padded to a length t
 own number of tokens, in a batch of constant size, so neither order nor company changes a bit.
 """
 
-import hashlib
 import json
 import logging
 import re
@@ -164,13 +163,15 @@ def load_text_encoder(name: str, max_tokens: int = 512) -> TextEncoder:
         WeightsError: The weights could not be downloaded.
     """
     folder = weights.resolve(name)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"weights {name!r}: {folder} has no config.json of a text encoder")
     hf_config = json.loads((folder / "config.json").read_text("utf-8"))
     config = RobertaConfig.from_hf(hf_config)
     network = Roberta(config)
     dummy = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     abstract = jax.eval_shape(network.init, jax.random.key(0), dummy, dummy)["params"]
     params = convert(read_safetensors(folder), ROBERTA_TABLE, abstract)
-    digest = _content_hash(safetensors_files(folder))
+    digest = weights.content_hash(safetensors_files(folder))
     encoder_id = f"{hf_config['model_type']}-{config.layers}x{config.width}-{digest[:16]}"
     return TextEncoder(encoder_id, network, params, _load_tokenizer(folder), max_tokens)
 
@@ -188,13 +189,3 @@ def _load_tokenizer(folder: Path) -> "tokenizers.Tokenizer":
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
-
-
-def _content_hash(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' contents in order, hexadecimal."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

