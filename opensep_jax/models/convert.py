@@ -8,6 +8,7 @@ networks are converted in host memory (`convert`), large ones tensor by tensor o
 
 import dataclasses
 import functools
+import gc
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -225,7 +226,10 @@ def _place(array: np.ndarray, dtype: np.dtype, sharding: NamedSharding) -> jax.A
 
     def piece(device: jax.Device, index: tuple[slice, ...]) -> jax.Array:
         on_host = np.array(array[index], dtype, order="C", copy=copy)
-        return jax.device_put(on_host, device).block_until_ready()
+        on_device = jax.device_put(on_host, device).block_until_ready()
+        del on_host
+        gc.collect(0)  # only then does jax let go of host memory that it has copied
+        return on_device
 
     indices = sharding.addressable_devices_indices_map(array.shape)
     pieces = [piece(device, index) for device, index in indices.items()]
