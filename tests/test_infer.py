@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from opensep_jax import Separator, __version__, infer
+from opensep_jax import Separator, __version__, infer, stages
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import run
 from opensep_jax.results import slug
+from opensep_jax.signal.audio import AudioError
 from tests.tiny_checkpoint import shared_checkpoint
 
 QUERIES = ["A dog barks!", "cello"]
@@ -235,9 +236,9 @@ def test_an_unwritable_folder_stops_the_run(tmp_path: Path, inputs: Path, capsys
 
 def test_a_full_disk_stops_the_run(tmp_path: Path, inputs: Path, monkeypatch, capsys):
     def full(*_: object) -> int:
-        raise infer.AudioError("x.wav", "cannot be written: No space left") from OSError(28, "full")
+        raise AudioError("x.wav", "cannot be written: No space left") from OSError(28, "full")
 
-    monkeypatch.setattr(infer, "write_audio", full)
+    monkeypatch.setattr(stages, "write_audio", full)
     assert _infer(inputs, "--out", tmp_path) == 2
     assert "No space left" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
@@ -311,11 +312,11 @@ def test_a_killed_run_goes_on(tmp_path: Path, inputs: Path, done: Path, monkeypa
             raise KeyboardInterrupt
         return real(*args)
 
-    real = infer.write_audio
-    monkeypatch.setattr(infer, "write_audio", killed)
+    real = stages.write_audio
+    monkeypatch.setattr(stages, "write_audio", killed)
     assert _infer(inputs, "--out", tmp_path) == 2
     assert len(_manifest(tmp_path / "manifest.jsonl")) == 1
-    monkeypatch.setattr(infer, "write_audio", real)
+    monkeypatch.setattr(stages, "write_audio", real)
     assert _infer(inputs, "--out", tmp_path) == 0
     assert _files(tmp_path) == _files(done)
     assert _sorted(tmp_path / "manifest.jsonl") == _sorted(done / "manifest.jsonl")

@@ -115,3 +115,50 @@ def test_rows_of_a_list_have_captions_of_their_own(tmp_path: Path, sound: Path, 
 def test_an_empty_caption_stops_the_run(tmp_path: Path, sound: Path, capsys):
     assert _infer(sound, "--out", tmp_path / "out", "--caption", " ") == 2
     assert "--caption may not be empty" in capsys.readouterr().err
+
+
+def _captions(file: Path, **captions: str) -> str:
+    rows = [{"input": f"{name}.wav", "caption": text} for name, text in captions.items()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"file:{file}"
+
+
+def test_without_words_it_listens(tmp_path: Path, sound: Path, loaded: list[Parser], capsys):
+    """The captioner here reads its captions from a file; one of them says nothing."""
+    soundfile.write(tmp_path / "rest.wav", np.full(800, 0.25), 16000, subtype="FLOAT")
+    captioner = _captions(tmp_path / "captions.jsonl", mix=CAPTION, rest="")
+    argv = (sound, tmp_path / "rest.wav", "--captioner", captioner, "--out", tmp_path / "out")
+    assert _infer(*argv, "--min_energy_share", 0) == 0 and len(loaded) == 1
+    record, rest = (_record(tmp_path / "out" / name) for name in ("mix", "rest"))
+    assert record["caption"] == CAPTION and [s["name"] for s in record["sources"]] == NAMES
+    assert record["models"]["captioner"]["id"].startswith("file-") and not record["dropped"]
+    assert {"read", "caption", "parse", "separate", "write"} == record["timings_s"].keys()
+    assert (rest["caption"], rest["sources"]) == ("", [])
+    assert "nothing was heard in it" in rest["notes"]
+    residual_T, _ = soundfile.read(tmp_path / "out" / "rest" / "residual.wav")
+    np.testing.assert_array_equal(residual_T, 0.25)
+    assert _infer(*argv, "--min_energy_share", 0) == 0
+    assert _infer(*argv) == 1
+    assert "holds a result with other min_energy_share" in capsys.readouterr().err
+
+
+def test_faint_sources_stay_in_the_residual(tmp_path: Path, sound: Path):
+    captioner = _captions(tmp_path / "captions.jsonl", mix=CAPTION)
+    argv = (sound, "--captioner", captioner, "--out", tmp_path / "out", "--min_energy_share", 1)
+    assert _infer(*argv) == 0
+    record = _record(tmp_path / "out" / "mix")
+    assert not record["sources"] and [s["name"] for s in record["dropped"]] == NAMES
+    residual_T, _ = soundfile.read(tmp_path / "out" / "mix" / "residual.wav", dtype="float32")
+    np.testing.assert_array_equal(residual_T, soundfile.read(sound, dtype="float32")[0])
+
+
+def test_an_input_without_a_caption_does_not_stop_the_others(tmp_path: Path, sound: Path, capsys):
+    soundfile.write(tmp_path / "other.wav", np.zeros(160), 16000)
+    captioner = _captions(tmp_path / "captions.jsonl", mix=CAPTION)
+    argv = (tmp_path / "other.wav", sound, "--captioner", captioner, "--out", tmp_path / "out")
+    assert _infer(*argv) == 1
+    said = capsys.readouterr().err
+    assert "no caption for" in said and "other.wav" in said
+    assert _record(tmp_path / "out" / "mix")["caption"] == CAPTION
+    assert _infer(sound, "--captioner", "nobody", "--out", tmp_path / "out") == 2
+    assert "captioner 'nobody' is not known" in capsys.readouterr().err

@@ -1,0 +1,42 @@
+"""What is found in captions, and which names are one source."""
+
+import numpy as np
+
+from opensep_jax.discovery import Discovery
+from opensep_jax.text.caption import Captioner
+from opensep_jax.text.parse import Parser
+from tests.scripted_model import letter_bank
+
+
+class Ear:
+    """Says how loud a window is."""
+
+    id, sample_rate_hz, window_s, padding = "ear", 100, 1.0, "zeros"
+
+    def caption_windows(self, waves_BT: np.ndarray) -> list[str]:
+        return ["rain falling" if wave_T.max() > 0.5 else "a dog barks" for wave_T in waves_BT]
+
+
+def _discovery(**options: object) -> Discovery:
+    return Discovery(Captioner(Ear()), Parser(None, letter_bank(), {}), **options)
+
+
+def test_recordings_and_known_captions_in_one_batch():
+    discovery = _discovery()
+    loud, soft = (discovery.hear(np.full(100, level), 100) for level in (0.9, 0.2))
+    silent = discovery.hear(np.zeros(100), 100)
+    found = discovery.find([loud, "A bell rings and a cat meows", silent, soft])
+    assert [part.caption for part in found] == [
+        "rain falling", "A bell rings and a cat meows", "", "a dog barks"
+    ]  # fmt: skip
+    names = [[source.name for source in part.sources] for part in found]
+    assert names == [["rain falling"], ["bell ringing", "cat meowing"], [], ["dog barking"]]
+
+
+def test_names_that_mean_the_same_are_one_source():
+    caption = "A saw, then was, then a cello plays"  # the bank of these tests compares letters
+    (apart,) = _discovery(merge_similarity=1.1).read([caption])
+    (together,) = _discovery().read([caption])
+    assert [source.name for source in apart.sources] == ["saw", "was", "cello"]
+    assert [source.name for source in together.sources] == ["saw", "cello"]
+    assert together.merged == (("was", "saw"),)
