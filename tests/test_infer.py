@@ -259,12 +259,6 @@ def test_runs_that_cannot_start(tmp_path: Path, inputs: Path, capsys, flags, mes
     assert message in capsys.readouterr().err
 
 
-def test_without_queries_the_message_says_how(tmp_path: Path, inputs: Path, capsys):
-    assert _infer(inputs, "--out", tmp_path / "out", queries=[]) == 2
-    assert "--query TEXT" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_rerun_skips_what_is_done(tmp_path: Path, inputs: Path, monkeypatch):
     assert _infer(inputs / "mix.wav", "--out", tmp_path) == 0
     before = (tmp_path / "mix" / "separation.json").read_bytes()
@@ -372,15 +366,6 @@ def test_lists_carry_queries(tmp_path: Path, inputs: Path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert 'sub/list.jsonl:5: not an object with "input"' in said
     assert "sub/list.jsonl:6: not valid JSON" in said
-
-
-def test_a_row_without_queries_fails_alone(tmp_path: Path, inputs: Path):
-    rows = [{"input": str(inputs / "short.wav"), "queries": QUERIES}]
-    rows += [{"input": str(inputs / "mix.wav"), "queries": []}]
-    (tmp_path / "list.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    assert _infer(tmp_path / "list.jsonl", "--out", tmp_path / "out", queries=[]) == 1
-    lines = _manifest(tmp_path / "out" / "manifest.jsonl")
-    assert [line["status"] for line in lines] == ["ok", "error"]
 
 
 def test_results_inside_results(tmp_path: Path):
