@@ -3,8 +3,9 @@
     python -m opensep_jax.evaluate --checkpoint demo --data runs/soundbank --out runs/evaluation
 
 Classes of a mixture come from different families, levels differ by at most 2.5 dB either way from
-equal RMS, and every source is queried by its prompt. Writes `items.jsonl` (each mixture with its
-sources and scores), `results.json` and `results.md`.
+equal RMS, and every source is queried by its prompt. With --discover nothing is queried: mixtures
+are captioned, the captions parsed, and what was found is compared with what is there. Writes
+`items.jsonl` (each mixture with its sources and scores), `results.json` and `results.md`.
 """
 
 import argparse
@@ -18,11 +19,21 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from opensep_jax import __version__, sharding
-from opensep_jax.api import load_separator
+from opensep_jax import __version__, discovered, sharding
+from opensep_jax.api import Separator, load_separator
+from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import DoorError, run
 from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.records import PreparedDataset, RecordError, write_json
+from opensep_jax.discovery import Discovery
+from opensep_jax.flags import (
+    add_captioner_flags,
+    add_language_flags,
+    captioner_options,
+    language_options,
+)
+from opensep_jax.text.caption import load_captioner
+from opensep_jax.text.parse import load_parser
 from opensep_jax.text.wordings import WORDINGS
 from opensep_jax.training.validation import (
     RULES,
@@ -60,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--seed", type=int, default=0, help="of the lists")
     flags.add_argument("--batch", type=int, default=8, help="mixtures at a time")
+    flags.add_argument(
+        "--discover", action="store_true", help="score separation without queries instead"
+    )
+    add_captioner_flags(flags)
+    add_language_flags(flags)
     flags.add_argument("--debug", action="store_true", help="tracebacks with errors")
     return flags
 
@@ -76,6 +92,8 @@ def main(args: argparse.Namespace) -> int:
     dataset = PreparedDataset(args.data, args.split)
     _check_fits(config, dataset, args)
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.discover:
+        return _discover(args, counts, dataset)
 
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
     if args.batch % mesh.size:
@@ -95,16 +113,50 @@ def main(args: argparse.Namespace) -> int:
         "version": __version__,
         "checkpoint": {"name": args.checkpoint, "steps": config.get("steps")},
         "data": {"split": args.split, "text_encoder": dataset.info["text_encoder"]["id"]},
-        "protocol": {
-            "mixtures": args.mixtures, "seconds": args.seconds, "level_db": args.level_db,
-            "seed": args.seed, "families_distinct": bool(dataset.info["families"]),
-        },
+        "protocol": _protocol(args, dataset),
         "rows": rows,
-    }  # fmt: skip
-    write_json(args.out / "results.json", results)
-    (args.out / "results.md").write_text(_markdown(results))
-    print(_markdown(results))
+    }
+    _write(args.out, results, _markdown(results))
     return 0
+
+
+def _discover(args: argparse.Namespace, counts: list[int], dataset: PreparedDataset) -> int:
+    """Scores every list without queries."""
+    separator = Separator.from_checkpoint(args.checkpoint)
+    captioner = load_captioner(**captioner_options(args))
+    discovery = Discovery(captioner, load_parser(**language_options(args)), args.merge_similarity)
+    protocol = discovered.Protocol(args.seconds, args.level_db, args.min_energy_share)
+    rows = []
+    with (args.out / "items.jsonl").open("w") as items:
+        for sources in counts:
+            mixtures = list_mixtures(dataset, args.mixtures, sources, args.seed)
+            scored = discovered.score_discovery(separator, discovery, dataset, mixtures, protocol)
+            items.writelines(json.dumps({"sources": sources, **item}) + "\n" for item in scored)
+            rows.append({"sources": sources, **discovered.summary(scored)})
+    models = {"captioner": captioner.id, "parser": discovery.parser.id}
+    results = {
+        "version": __version__,
+        "models": models | {k: v["id"] for k, v in separator.models.items()},
+        "protocol": _protocol(args, dataset) | {"min_energy_share": args.min_energy_share},
+        "rows": rows,
+    }
+    _write(args.out, results, discovered.markdown(rows))
+    return 0
+
+
+def _protocol(args: argparse.Namespace, dataset: PreparedDataset) -> dict:
+    """How the mixtures are made."""
+    return {
+        "split": args.split, "mixtures": args.mixtures, "seconds": args.seconds,
+        "level_db": args.level_db, "seed": args.seed,
+        "families_distinct": bool(dataset.info["families"]),
+    }  # fmt: skip
+
+
+def _write(out: Path, results: dict, table: str) -> None:
+    write_json(out / "results.json", results)
+    (out / "results.md").write_text(table)
+    print(table)
 
 
 def _score(
@@ -231,7 +283,7 @@ def _numbers(text: str) -> list[int]:
 
 def cli() -> None:
     """Entry point of `opensep-evaluate`."""
-    sys.exit(run(main, parser(), (RecordError, ValueError)))
+    sys.exit(run(main, parser(), (RecordError, ValueError, WeightsError)))
 
 
 if __name__ == "__main__":

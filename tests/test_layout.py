@@ -25,6 +25,7 @@ RANK = {
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
 DOOR_PARTS = {
     "cli",
+    "discovered",
     "stages",
     "flags",
     "inputs",
