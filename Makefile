@@ -15,7 +15,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,\
 	$(shell $(name) -c '$(USABLE)' >/dev/null 2>&1 && echo $(name))))
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
-PYTEST := $(VENV)/bin/python -m pytest
+PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4
 
 # Files whose tests compare with torch or load published weights.
 TORCH_TESTS = $(shell grep -rlwE 'torch|real_weights' tests --include='test_*.py')

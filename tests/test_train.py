@@ -227,6 +227,8 @@ def test_a_batch_that_is_not_finite_stops_the_run(
     monkeypatch.setattr(train, "WORKDIR", _Flag(str(workdir)))
     for name in ("DEBUG", "DISTRIBUTED", "COORDINATOR"):
         monkeypatch.setattr(train, name, _Flag(False))
+    for name in ("NUM_PROCESSES", "PROCESS_ID"):
+        monkeypatch.setattr(train, name, _Flag(None))
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)
     output = io.StringIO()
