@@ -10,7 +10,7 @@ import pytest
 from opensep_jax import sharding
 from opensep_jax.text.generate import Grammar, LanguageModel, load_language_model
 from tests.models.test_llama import logits_of
-from tests.tiny_llama import write_tiny_llama
+from tests.tiny_llama import tiny_config, tiny_tensors, write_tiny_llama
 
 PREFIX = list(b"A dog barks: dog barking\n")
 SUFFIXES = [list(text) for text in (b"A cello plays:", b"Rain:", b"A man and a woman speak and:")]
@@ -40,6 +40,24 @@ def test_shared_prefix_equals_plain_decoding(model, greedy):
     assert [len(out) for out in greedy] == [12] * 3
     assert len({tuple(out) for out in greedy}) == 3
     assert _write(model, [PREFIX + suffix for suffix in SUFFIXES], prefix=[]) == greedy
+
+
+def test_greedy_tokens_equal_those_of_transformers(model):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny_config())).eval()
+    theirs.load_state_dict({k: torch.tensor(v.astype("f4")) for k, v in tiny_tensors().items()})
+    rng = np.random.default_rng(4)
+    prompts = [rng.integers(0, 256, length).tolist() for length in range(70, 90)]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        for _ in range(12):
+            with torch.no_grad():
+                ids = torch.cat([ids, theirs(ids).logits[:, -1:].argmax(-1)], 1)
+        expected.append(ids[0, len(prompt) :].tolist())
+    assert _write(model, prompts, prefix=[]) == expected
+    assert len(set(map(tuple, expected))) == 20
 
 
 def test_company_and_order_change_nothing(model, greedy):
