@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The whole config; a key that is not here does not exist."""
     c = ConfigDict()
-    c.task = "separator"  # what is learned: separator
+    c.task = "separator"  # what is learned: separator, captioner
     c.seed = 0  # of parameters, data order and augmentation
 
     c.sample_rate_hz = 16000  # of records and network # BiModal repo
@@ -53,6 +53,26 @@ def get_config() -> ConfigDict:
     c.mix.level_db = 5.0  # +- around equal RMS # ours
     c.mix.speed = 0.0  # playback speed, factor 1 +- this # ours
     c.mix.eq_db = 0.0  # random frequency response, standard deviation in dB # ours
+
+    c.captioner = ConfigDict()  # of the task captioner, which has no use for stft, model and loss
+    c.captioner.size = "tiny"  # a name in models/captioner.py: tiny, debug
+    c.captioner.mel = ConfigDict()
+    c.captioner.mel.n_fft_samples = 1024  # ours
+    c.captioner.mel.hop_samples = 512  # ours
+    c.captioner.mel.low_hz = 40.0  # lower edge of the lowest mel band # ours
+    c.captioner.mel.high_hz = 8000.0  # upper edge of the highest # ours
+    c.captioner.tag_weight = 10.0  # of the tags' loss; the caption's has weight 1 # ours
+    c.captioner.counts = ConfigDict()  # probability of mixing n clips # ours
+    for n, probability in {"1": 0.2, "2": 0.3, "3": 0.3, "4": 0.2}.items():
+        c.captioner.counts[n] = probability
+    c.captioner.augment = ConfigDict()  # besides mix.level_db, mix.speed and mix.eq_db # ours
+    c.captioner.augment.tilt = 0.4  # largest gain of the sample before, added to a clip
+    c.captioner.augment.echo = 0.4  # largest gain of a reflection, added to a clip
+    c.captioner.augment.echo_s = 0.03  # its longest delay
+    c.captioner.augment.noise_db = (-50.0, -15.0)  # white noise relative to the mixture
+    c.captioner.augment.mask_bands = 8  # most neighbouring mel bands that are blanked
+    c.captioner.augment.mask_frames = 12  # most neighbouring frames that are blanked
+    c.captioner.augment.masks = 2  # how often either is blanked
 
     c.loss = ConfigDict()  # weight of each loss of training/losses.py
     c.loss.negative_snr = 1.0  # ours

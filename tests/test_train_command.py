@@ -65,7 +65,7 @@ def _flags(folder: Path, tmp_path: Path, **changes: object) -> list[str]:
         ({"mesh__fsdp": 3}, "mesh data=-1, fsdp=3, tensor=1 does not fit 8 devices"),
         ({"optim__warmup_steps": 20}, "optim.warmup_steps=20 must be below train.steps=20"),
         ({"model__size": "huge"}, "model.size='huge' is not known; known are debug, "),
-        ({"task": "captioner"}, "config.task='captioner' is not known"),
+        ({"task": "mixer"}, "config.task='mixer' is not known; known: separator, captioner"),
         ({"train__init_from": "nowhere"}, "unknown checkpoint 'nowhere': no such folder"),
         ({"train__log_every_steps": 0}, "config.train.log_every_steps=0 must be positive"),
         ({"data__crop_s": -1.0}, "config.data.crop_s=-1.0 must be positive"),

@@ -1,4 +1,4 @@
-"""Separators as folders that ship: float16 weights and a config; and loading of any checkpoint.
+"""Checkpoints as folders that ship: float16 weights and a config; and loading of any checkpoint.
 
 FOLDER/model.safetensors   flattened parameters, names joined by "/"
 FOLDER/config.json         what `export` was given, and `weights_sha256`
@@ -21,35 +21,52 @@ from flax import traverse_util
 from opensep_jax.models import convert
 
 SCHEMA_VERSION = 1
-SHIPPED = {"demo": "assets/demo"}  # folders inside the package by name
+SHIPPED = {  # folders inside the package by task and name
+    "separator": {"demo": "assets/demo"},
+    "captioner": {"demo": "assets/demo_captioner"},
+}
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
-# What a separator cannot be built without; numbers are positive.
+# What a network cannot be built without, by task; numbers are positive.
 _REQUIRED = {
-    "model": {"size": str, "dtype": str},
-    "stft": {"n_fft_samples": int, "hop_samples": int},
-    "sample_rate_hz": int,
-    "text_encoder": {"name": str, "id": str, "width": int, "max_tokens": int},
-    "window_s": float,
+    "separator": {
+        "model": {"size": str, "dtype": str},
+        "stft": {"n_fft_samples": int, "hop_samples": int},
+        "sample_rate_hz": int,
+        "text_encoder": {"name": str, "id": str, "width": int, "max_tokens": int},
+        "window_s": float,
+    },
+    "captioner": {
+        "model": {"size": str},
+        "mel": {"n_fft_samples": int, "hop_samples": int, "low_hz": float, "high_hz": float},
+        "sample_rate_hz": int,
+        "window_s": float,
+        "clauses": dict,
+        "max_sources": int,
+    },
 }
-_KINDS = {str: "a text", int: "a whole number above 0", float: "a number above 0"}
+_KINDS = {
+    str: "a text",
+    int: "a whole number above 0",
+    float: "a number above 0",
+    dict: "a table of texts",
+}
 
 
 def export(folder: str | os.PathLike, params: Mapping, config: Mapping) -> None:
-    """Writes a separator for shipping; the folder appears, or is replaced, as a whole.
+    """Writes a checkpoint for shipping; the folder appears, or is replaced, as a whole.
 
     Args:
         folder: where; an earlier export there is replaced, anything else is refused.
         params: nested dict of arrays, any float type; rounded to float16.
-        config: JSON types; at least `schema`, `task`, `model`, `stft`, `sample_rate_hz`,
-            `text_encoder`, `window_s`.
+        config: JSON types; at least `schema`, `task` and what its task requires.
 
     Raises:
         ValueError: the config lacks something, a parameter is beyond float16, or `folder` holds
             something else.
     """
     folder = Path(os.path.abspath(folder))
-    _check_config(config, f"config for {folder}")
+    _check_config(config, f"config for {folder}", _task_of(config))
     if folder.exists() and not (folder / _WEIGHTS).is_file():
         raise ValueError(f"{folder} exists and is no exported checkpoint; it is not replaced")
     flat = traverse_util.flatten_dict(dict(params), sep="/")
@@ -75,16 +92,19 @@ def export(folder: str | os.PathLike, params: Mapping, config: Mapping) -> None:
 
 
 def load(
-    name_or_path: str | os.PathLike, abstract_params: Callable[[dict], Mapping]
+    name_or_path: str | os.PathLike,
+    abstract_params: Callable[[dict], Mapping],
+    task: str = "separator",
 ) -> tuple[dict, dict]:
-    """Loads a separator of any form.
+    """Loads a checkpoint of any form.
 
     Args:
-        name_or_path: a name of `SHIPPED`, an exported folder, a training workdir (its newest
-            checkpoint) or its `checkpoints/<step>`. A folder that has the name of a shipped one is
-            meant when written with a path, as in `./demo`.
+        name_or_path: a name of `SHIPPED` for the task, an exported folder, a training workdir (its
+            newest checkpoint) or its `checkpoints/<step>`. A folder that has the name of a shipped
+            one is meant when written with a path, as in `./demo`.
         abstract_params: from the config to the parameters' shapes and types, as `jax.eval_shape`
             gives them.
+        task: what the checkpoint must have learned, a key of `SHIPPED`.
 
     Returns:
         Config (with `steps`) and parameters, a nested dict of numpy arrays like the shapes.
@@ -93,7 +113,7 @@ def load(
         ValueError: nothing is known by that name, or it is damaged, or of another kind; missing,
             unexpected and misshapen tensors are all named at once.
     """
-    path = _find(name_or_path)
+    path = _find(name_or_path, SHIPPED[task])
     if (path / _WEIGHTS).is_file():
         config, tensors = _read_export(path)
     else:
@@ -102,7 +122,7 @@ def load(
         config, params = state.load_params(path)
         config = {"steps": config.get("step"), **config}
         tensors = traverse_util.flatten_dict(dict(params), sep="/")
-    _check_config(config, str(path))
+    _check_config(config, str(path), task)
     table = convert.WeightTable(str(path), (convert.Rule("(.+)", r"\1"),))
     return config, convert.convert(tensors, table, abstract_params(config))
 
@@ -118,12 +138,12 @@ def params_id(params: Mapping) -> str:
     return digest.hexdigest()[:16]
 
 
-def _find(name_or_path: str | os.PathLike) -> Path:
+def _find(name_or_path: str | os.PathLike, shipped: Mapping[str, str]) -> Path:
     """Folder of a checkpoint, exported or of a training run."""
     name = os.fspath(name_or_path)
-    known = f"known names: {', '.join(SHIPPED)}"
-    if name in SHIPPED:
-        path = Path(str(resources.files("opensep_jax").joinpath(SHIPPED[name])))
+    known = f"known names: {', '.join(shipped)}"
+    if name in shipped:
+        path = Path(str(resources.files("opensep_jax").joinpath(shipped[name])))
         if not (path / _WEIGHTS).is_file():
             raise ValueError(f"checkpoint {name!r} is not part of this installation ({path})")
         return path
@@ -160,17 +180,22 @@ def _read_export(folder: Path) -> tuple[dict, dict[str, np.ndarray]]:
     return config, tensors
 
 
-def _check_config(config: object, where: str) -> None:
+def _task_of(config: Mapping) -> str:
+    """The task that a config names; of unknown ones, the first that is known."""
+    return config.get("task") if config.get("task") in _REQUIRED else next(iter(_REQUIRED))
+
+
+def _check_config(config: object, where: str, task: str) -> None:
     """Raises for everything that is missing or of another kind."""
     if not isinstance(config, Mapping):
         raise ValueError(f"{where}: the config is no JSON object")
-    if config.get("schema") != SCHEMA_VERSION or config.get("task") != "separator":
+    if config.get("schema") != SCHEMA_VERSION or config.get("task") != task:
         raise ValueError(
             f"{where}: schema {config.get('schema')!r} and task {config.get('task')!r}; "
-            f"this version loads schema {SCHEMA_VERSION} and task 'separator'"
+            f"needed are schema {SCHEMA_VERSION} and task {task!r}"
         )
     missing, leaves = [], {}
-    for key, parts in _REQUIRED.items():
+    for key, parts in _REQUIRED[task].items():
         value = config.get(key)
         if value is None or (isinstance(parts, dict) and not isinstance(value, Mapping)):
             missing.append(key)
@@ -189,15 +214,18 @@ def _check_config(config: object, where: str) -> None:
     wrong += [
         f"{name} is not known"
         for name, (_, kind) in leaves.items()
-        if kind is None and name.startswith("stft.")
+        if kind is None and name.startswith(("stft.", "mel."))
     ]
     if wrong:
         raise ValueError(f"{where}: in the config, {'; '.join(wrong)}")
 
 
 def _is_of(value: object, kind: type) -> bool:
-    """Whether a value from JSON is a text, or a positive number."""
+    """Whether a value from JSON is a text, a table of texts, or a positive number."""
     if kind is str:
         return isinstance(value, str)
+    if kind is dict:
+        texts = isinstance(value, Mapping) and all(isinstance(v, str) and v for v in value.values())
+        return texts and bool(value)
     numeric = isinstance(value, int if kind is int else int | float)
     return numeric and not isinstance(value, bool) and 0 < value < float("inf")

@@ -33,7 +33,7 @@ class Augment:
 
 # What an example's key is folded with: two uses must never share a key, and `jax.random.split`
 # would not help, since it equals folding with 0, 1, 2, ...
-_SPEED, _LEVEL, _SIGN, _EQ, _TARGETS = range(5)
+_SPEED, _LEVEL, _SIGN, _EQ, _TARGETS, ROOM, NOISE, MASK, DROPOUT = range(9)
 
 
 def example_keys(key: jax.Array, example_B: jax.Array) -> jax.Array:

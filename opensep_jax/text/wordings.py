@@ -15,9 +15,17 @@ TEMPLATES = (
 )
 
 
+def known_wordings(label: str) -> dict:
+    """Hand-written wordings of a label (any case) in `assets/wordings.json`, or none.
+
+    Lists of `paraphrases` and `descriptions`; where the words of the label are not those of a
+    sentence about it, a `clause`.
+    """
+    return _all_wordings().get(label.lower(), {})
+
+
 @functools.cache
-def _known_wordings() -> dict[str, dict[str, list[str]]]:
-    """Hand-written wordings by lower-case label, `assets/wordings.json`."""
+def _all_wordings() -> dict[str, dict]:
     file = resources.files("opensep_jax").joinpath("assets/wordings.json")
     return {label.lower(): known for label, known in json.loads(file.read_text()).items()}
 
@@ -33,7 +41,7 @@ def wordings(label: str, caption: str) -> dict[str, list[str]]:
         At least one prompt for `caption`, `label` and `paraphrase`; `description` (name with
         acoustic properties) only for labels that `assets/wordings.json` knows.
     """
-    known = _known_wordings().get(label.lower(), {})
+    known = known_wordings(label)
     templates = [t.format(label=label) for t in TEMPLATES]
     prompts = {
         "caption": [caption or label],

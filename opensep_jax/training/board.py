@@ -65,11 +65,13 @@ class Board:
         self._add(step, [Summary.Value(tag=name, audio=sound)])
 
     def exhibit(self, step: int, name: str, exhibit: Exhibit) -> None:
-        """Sounds and pictures of a validation, their names after `name` and a slash."""
+        """Sounds, pictures and texts of a validation, their names after `name` and a slash."""
         for sound, wave_T in exhibit.sounds.items():
             self.audio(step, f"{name}/{sound}", wave_T, exhibit.sample_rate_hz)
         for picture, image in exhibit.pictures.items():
             self.image(step, f"{name}/{picture}", image)
+        for title, markdown in exhibit.texts.items():
+            self.text(step, f"{name}/{title}", markdown)
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         """A picture."""

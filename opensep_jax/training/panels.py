@@ -62,11 +62,13 @@ class Exhibit:
         sample_rate_hz: of the sounds.
         sounds: float32 [T].
         pictures: of any size.
+        texts: Markdown.
     """
 
     sample_rate_hz: int
     sounds: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     pictures: dict[str, Image.Image] = dataclasses.field(default_factory=dict)
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add_separation(
         self,
@@ -83,6 +85,11 @@ class Exhibit:
             self.sounds[f"{name}/{number}_target"] = source_T
             self.sounds[f"{name}/{number}_estimate"] = stem_T
         self.pictures[name] = separation_panel(prompts, sources_ST, stems_ST, mask_SFN, spec)
+
+    def add_caption(self, name: str, wave_T: np.ndarray, text: str) -> None:
+        """Adds a mixture and what was said of it."""
+        self.sounds[f"{name}/mixture"] = wave_T
+        self.texts[name] = text
 
 
 def _shortened(text: str) -> str:

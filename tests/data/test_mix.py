@@ -12,8 +12,8 @@ import pytest
 from configs import debug
 from opensep_jax.data import mix
 from opensep_jax.data.mix import Augment
-from opensep_jax.train import build_task
-from opensep_jax.training.tasks import make_targets
+from opensep_jax.tasks import build_task
+from opensep_jax.training.separator_task import make_targets
 
 PLAIN = Augment(level_db=5.0, speed=0.0, eq_db=0.0)
 SAMPLES = 2000

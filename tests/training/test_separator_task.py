@@ -9,7 +9,7 @@ import pytest
 
 from opensep_jax import sharding, train
 from opensep_jax.data.records import RecordError
-from opensep_jax.training import tasks
+from opensep_jax.training import separator_task
 from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -73,7 +73,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_parts(
         prompt_BP = text_BPLC.astype(jnp.float32).mean((2, 3))
         return jax.nn.sigmoid(jnp.log1p(power_BFN)[:, None] * prompt_BP[..., None, None])
 
-    monkeypatch.setattr(tasks, "predict_masks", masks)  # cheaper than the network
+    monkeypatch.setattr(separator_task, "predict_masks", masks)  # cheaper than the network
     counts = {f"mix__counts__{n}": 1 / 3 for n in "234"}
     run = tiny_run.start(tiny_dataset, mix__targets=targets, mix__pairs="all", **counts)
     batch = next(run.batches(0))

@@ -1,6 +1,7 @@
-"""What is learned: a task gives the step its initial parameters, batches, loss and validation.
+"""The separator as a task: recover the parts of a mixture from text.
 
-`step.py`, `optim.py` and the loop in `train.py` know no task; the captioner joins here.
+A task gives the step its initial parameters, batches, loss and validation; `step.py`, `optim.py`
+and the loop in `train.py` know none of them.
 """
 
 import dataclasses
@@ -60,6 +61,8 @@ class SeparatorTask:
     loss_weights: Mapping[str, float]
     text_tokens: int
     validation: Mapping[str, object]
+
+    best = "val/si_sdri"  # the score that the best checkpoint is kept by
 
     def __post_init__(self):
         for dataset in (self.train, self.val):

@@ -1,0 +1,83 @@
+"""The tasks that a config can name: what is learned, and what a checkpoint says of it."""
+
+import json
+
+import ml_collections
+
+from opensep_jax.cli import DoorError
+from opensep_jax.data.mix import Augment
+from opensep_jax.separator import build_separator
+from opensep_jax.training.separator_task import SeparatorTask, build_separator_task
+
+# Sections of the config that only other tasks read: not part of what a run learns.
+UNREAD = {
+    "separator": ("captioner",),
+    "captioner": ("loss", "model", "stft"),
+}
+
+
+def build_task(config: ml_collections.ConfigDict) -> SeparatorTask:
+    """The task that the config names; all have the methods of `SeparatorTask`."""
+    if config.task not in UNREAD:
+        raise DoorError(f"config.task={config.task!r} is not known; known: {', '.join(UNREAD)}")
+    if not config.data.folder:
+        raise DoorError("config.data.folder is empty: give --config.data.folder=PREPARED")
+    return (_separator if config.task == "separator" else _captioner)(config)
+
+
+def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
+    """What a checkpoint says of itself: all that is needed to use it, and the whole config."""
+    common = {
+        "schema": 1,
+        "task": config.task,
+        "sample_rate_hz": config.sample_rate_hz,
+        "window_s": config.window_s,
+        "records": task.train.info["splits"],
+        "config": json.loads(config.to_json()),
+    }
+    if config.task == "captioner":
+        own = config.captioner
+        return common | {
+            "model": {"size": own.size},
+            "mel": own.mel.to_dict(),
+            "clauses": dict(task.listener.clauses),
+            "max_sources": task.listener.sources,
+        }
+    return common | {
+        "model": {"size": config.model.size, "dtype": config.model.dtype},
+        "stft": config.stft.to_dict(),
+        "text_encoder": task.train.info["text_encoder"],
+    }
+
+
+def _separator(config: ml_collections.ConfigDict) -> SeparatorTask:
+    net = build_separator(
+        **config.model.to_dict(), **config.stft.to_dict(), sample_rate_hz=config.sample_rate_hz
+    )
+    data = {k: v for k, v in config.data.to_dict().items() if k not in ("workers", "threads")}
+    return build_separator_task(
+        net, **data, seed=config.seed, mix_settings=config.mix.to_dict(),
+        loss_weights=config.loss.to_dict(), validation=_validation(config, "every_steps"),
+    )  # fmt: skip
+
+
+def _captioner(config: ml_collections.ConfigDict) -> object:
+    # Here, so that a separator is trained without the captioner's modules.
+    from opensep_jax.data.mel_augment import MelAugment
+    from opensep_jax.training.captioner_task import build_captioner_task
+
+    own, data = config.captioner.to_dict(), config.data.to_dict()
+    return build_captioner_task(
+        size=own["size"], **own["mel"], sample_rate_hz=config.sample_rate_hz,
+        **{k: data[k] for k in ("folder", "train_split", "val_split", "crop_s", "balance_labels",
+                                "max_names")},
+        counts=own["counts"], seed=config.seed, window_s=config.window_s,
+        augment=Augment(config.mix.level_db, config.mix.speed, eq_db=0.0),
+        mel_augment=MelAugment(**own["augment"], eq_db=config.mix.eq_db),
+        tag_weight=own["tag_weight"], validation=_validation(config, "every_steps", "wording"),
+    )  # fmt: skip
+
+
+def _validation(config: ml_collections.ConfigDict, *others: str) -> dict:
+    """Settings of the validation mixtures: section `eval` but for the `others`."""
+    return {k: v for k, v in config.eval.to_dict().items() if k not in others}
