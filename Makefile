@@ -21,7 +21,6 @@ PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4
 TORCH_TESTS = $(shell grep -rlwE 'torch|real_weights' tests --include='test_*.py')
 
 DEMO_MIXTURE := examples/dog_and_cello.flac
-DEMO_QUERIES := --query "dog" --query "cello"
 DEMO_OUT := out/demo
 
 .PHONY: help demo test test-torch test-aot lint venv venv-torch venv-aot clean
@@ -29,13 +28,13 @@ DEMO_OUT := out/demo
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
-demo: venv  ## separate an example mixture into out/demo
+demo: venv  ## find and separate the sources of an example mixture, into out/demo
 	@echo "== separating $(DEMO_MIXTURE)"
 	@rm -rf $(DEMO_OUT)
-	@$(VENV)/bin/python -m opensep_jax.infer $(DEMO_MIXTURE) --out $(DEMO_OUT) $(DEMO_QUERIES) --report
+	@$(VENV)/bin/python -m opensep_jax.infer $(DEMO_MIXTURE) --out $(DEMO_OUT) --report
 	@echo "== done. Listen: the mixture is $(DEMO_MIXTURE); its stems and the residual are"
 	@find $(DEMO_OUT) -type f ! -name '*.json*' ! -name index.html | sort | sed 's/^/   /'
-	@echo "   Look: $(DEMO_OUT)/index.html has players and spectrograms; names, energy shares and timings are in"
+	@echo "   Look: $(DEMO_OUT)/index.html has players and spectrograms; caption, names, properties and timings are in"
 	@find $(DEMO_OUT) -type f -name '*.json*' | sort | sed 's/^/   /'
 
 test: venv  ## fast tests; those against torch skip where torch is absent

@@ -55,11 +55,12 @@ def write_report(out: Path) -> Path:
 def _section(folder: Path, out: Path) -> str:
     """One input: the mixture, its stems and the residual."""
     record = read_json(folder / "separation.json")
-    rows = [("mixture", "", Path(record["input"]))]
+    caption = record.get("caption") or ""
+    rows = [("mixture", f"\u201c{caption}\u201d" if caption else "", Path(record["input"]))]
     for source in record["sources"]:
         share = f"{100 * source['energy_share']:.0f} % of the energy"
-        rows.append((source["name"], share, folder / source["file"]))
-    rows.append(("residual", "what no query asked for", folder / record["residual"]["file"]))
+        rows.append((source["name"], _remark(source, share), folder / source["file"]))
+    rows.append(("residual", "all that is left", folder / record["residual"]["file"]))
     details = "{seconds:.1f} s, {sample_rate_hz} Hz, {channels} channel(s)".format(**record)
     notes = "".join(
         f"<p><small>{html.escape(note)}</small></p>" for note in record.get("notes", ())
@@ -69,6 +70,14 @@ def _section(folder: Path, out: Path) -> str:
         f"<section><h2>{title}</h2><p><small>{details}</small></p>{notes}"
         f"{''.join(_figures(rows, out))}</section>"
     )
+
+
+def _remark(source: dict, share: str) -> str:
+    """What is known of a source besides its name."""
+    told = source["prompt"].removeprefix(source["name"]).lstrip(": ")
+    nearest = source["properties"].get("nearest")
+    origin = f" (as of {nearest})" if nearest and nearest != source["name"] else ""
+    return f"{share}; {told}{origin}" if told else share
 
 
 def _figures(rows: list[tuple[str, str, Path]], out: Path) -> Iterable[str]:

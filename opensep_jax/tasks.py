@@ -46,7 +46,7 @@ def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
     return common | {
         "model": {"size": config.model.size, "dtype": config.model.dtype},
         "stft": config.stft.to_dict(),
-        "text_encoder": task.train.info["text_encoder"],
+        "text_encoder": task.train.info["text_encoder"] | {"max_tokens": config.data.text_tokens},
     }
 
 

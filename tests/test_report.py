@@ -23,10 +23,17 @@ def test_page_links_what_is_there(tmp_path: Path, sine_T: np.ndarray):
         soundfile.write(file, sine_T, 16000)
     record = {
         "input": str(tmp_path / "a song.wav"), "sample_rate_hz": 16000, "channels": 1,
-        "seconds": 1.0, "notes": ["a note"], "residual": {"file": "residual.wav"},
+        "seconds": 1.0, "notes": ["a note"], "caption": "X hums.",
+        "residual": {"file": "residual.wav"},
         "sources": [
-            {"name": "<b>x</b>", "file": "01_x.wav", "energy_share": 0.75},
-            {"name": "gone", "file": "02_gone.wav", "energy_share": 0.0},
+            {
+                "name": "<b>x</b>", "file": "01_x.wav", "energy_share": 0.75,
+                "prompt": "<b>x</b>: a dull hum", "properties": {"nearest": "hum"},
+            },
+            {
+                "name": "gone", "file": "02_gone.wav", "energy_share": 0.0,
+                "prompt": "gone", "properties": {},
+            },
         ],
     }  # fmt: skip
     (folder / "separation.json").write_text(json.dumps(record))
@@ -35,6 +42,8 @@ def test_page_links_what_is_there(tmp_path: Path, sine_T: np.ndarray):
     assert links == ["../a%20song.wav", "C%234/01_x.wav", "C%234/residual.wav"]
     assert all((tmp_path / "out" / unquote(link)).exists() for link in links)
     assert "<b>x" not in page and "&lt;b&gt;x" in page
+    assert "75 % of the energy; a dull hum (as of hum)<" in page and "\u201cX hums.\u201d" in page
+    assert "0 % of the energy" not in page  # its stem is gone
     assert "75 % of the energy" in page and "not there any more" in page and "a note" in page
     pictures = re.findall(r"src='data:image/png;base64,([^']*)'", page)
     assert len(pictures) == 3

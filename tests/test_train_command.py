@@ -70,6 +70,8 @@ def _flags(folder: Path, tmp_path: Path, **changes: object) -> list[str]:
         ({"train__log_every_steps": 0}, "config.train.log_every_steps=0 must be positive"),
         ({"data__crop_s": -1.0}, "config.data.crop_s=-1.0 must be positive"),
         ({"eval__mixtures": 0}, "config.eval.mixtures=0 must be positive"),
+        ({"eval__sources": (2, 99)}, "99"),
+        ({"eval__wording": "song"}, "has no prompt of kind 'song', only caption"),
         (
             {"loss__negative_snr": 0.0, "loss__magnitude_l1": 0.0},
             "config.loss.magnitude_l1=0.0, config.loss.negative_snr=0.0: none may be negative",

@@ -5,6 +5,7 @@ and the loop in `train.py` know none of them.
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from opensep_jax.training.validation import (
     mean_and_error,
     mixture_batches,
 )
+
+logger = logging.getLogger("opensep_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,8 @@ class SeparatorTask:
         )
         parts = batch_parts(mesh)
         settings["batch"] = -(-settings["batch"] // parts) * parts
-        score = jitted_scores(self.net, mesh, stems=True)
+        shown = min(shown, number, settings["batch"])
+        score = jitted_scores(self.net, mesh, shown)
         exhibit = Exhibit(self.net.sample_rate_hz)
         for sources in counts:
             mixtures = list_mixtures(self.val, number, sources, seed)
@@ -165,8 +169,7 @@ class SeparatorTask:
             for batch in mixture_batches(self.val, mixtures, **settings):
                 result = jax.device_get(score(params, place(batch, batch_sharding(mesh))))
                 if not results:
-                    rows = range(min(shown, number, settings["batch"]))
-                    self._show(exhibit, mixtures, batch["sources"], result, rows)
+                    self._show(exhibit, mixtures, batch["sources"], result, range(shown))
                 results.append({k: v for k, v in result.items() if k not in ("stems", "masks")})
             for rule in RULES:
                 values = np.concatenate([result[f"si_sdri_{rule}"] for result in results])[:number]
@@ -260,6 +263,13 @@ def build_separator_task(
         seed=seed,
     )
     train, val = (PreparedDataset(Path(folder), split) for split in (train_split, val_split))
+    cut = sum(len(train.text.states(i)) > text_tokens for i in range(len(train.text.prompts)))
+    if cut:
+        logger.warning("%d prompts exceed data.text_tokens=%d and are cut", cut, text_tokens)
+    MixtureExamples(train, rule, 1)  # enough names for a mixture? Validation is asked likewise:
+    for sources in validation["sources"]:
+        for mixture in list_mixtures(val, validation["mixtures"], sources, validation["seed"]):
+            text_ids(val, mixture, validation["wording"])
     return SeparatorTask(
         net=net, train=train, val=val, rule=rule, augment=augment, samples=samples,
         pairs=mix_settings["pairs"], targets=mix_settings["targets"], loss_weights=loss_weights,

@@ -52,19 +52,20 @@ def score_mixtures(
 
 @functools.cache
 def jitted_scores(
-    net: SeparatorNet, mesh: jax.sharding.Mesh | None = None, stems: bool = False
+    net: SeparatorNet, mesh: jax.sharding.Mesh | None = None, shown: int = 0
 ) -> jax.stages.Wrapped:
     """`score_mixtures`, jitted once for each of these arguments.
 
     Args:
         net: network and spectrogram.
         mesh: with it the results are whole on every device, so that each process can read them.
-        stems: whether the results include `stems` and `masks`.
+        shown: mixtures of which the results include `stems` and `masks`.
     """
 
     def scores(params: dict, batch: dict) -> dict:
         result = score_mixtures(params, batch, net=net)
-        return {k: v for k, v in result.items() if stems or k not in ("stems", "masks")}
+        pictured = {k: result.pop(k)[:shown] for k in ("stems", "masks")}
+        return result | pictured if shown else result
 
     return jax.jit(scores, out_shardings=replicated(mesh) if mesh else None)
 
