@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from opensep_jax.checkpoint import shipped
+from opensep_jax.signal.audio import read_audio
 from opensep_jax.text import demo_captioner
+from opensep_jax.text.caption import load_captioner
 from tests import tiny_captioner
 
 pytestmark = pytest.mark.usefixtures("compile_once")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 WAVES = np.random.default_rng(0).standard_normal((3, 4000)).astype(np.float32)
 
 
@@ -37,6 +40,14 @@ def test_captions_do_not_depend_on_gain(backend: demo_captioner.DemoCaptioner):
 def test_windows_of_another_length_are_refused(backend: demo_captioner.DemoCaptioner):
     with pytest.raises(ValueError, match=r"need windows \[B, 4000\], got shape \(2, 3999\)"):
         backend.caption_windows(WAVES[:2, :3999])
+
+
+@pytest.mark.slow
+def test_the_shipped_captioner_hears_the_examples():
+    captioner = load_captioner("demo")
+    audio = read_audio(EXAMPLES / "dog_and_cello.flac")
+    (said,) = captioner.caption([audio.samples_CT], audio.sample_rate_hz)
+    assert said == "A cello plays a melody while a dog barks."
 
 
 def test_a_separator_is_no_captioner(folder: Path):
