@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# Keys and values of a layer, [B, T, H, D] each.
-KeysValues = tuple[jax.Array, jax.Array]
+from opensep_jax.models.greedy import KeysValues, empty_cache, extend
 
 _NORM_EPSILON = 1e-5
 
@@ -145,10 +144,7 @@ class Act(nn.Module):
             ValueError: `positions` exceeds what the position table holds.
         """
         c = self.config
-        if positions > c.positions:
-            raise ValueError(f"{positions} positions; the position table holds {c.positions}")
-        empty = jnp.zeros((batch, positions, c.heads, c.width // c.heads))
-        return ((empty, empty),) * c.decoder_layers
+        return empty_cache(c.decoder_layers, batch, positions, c.positions, c.heads, c.width)
 
     def step(
         self,
@@ -240,10 +236,7 @@ class _DecoderBlock(nn.Module):
         cross: KeysValues,
     ) -> tuple[jax.Array, KeysValues]:
         query_BLHD, *new = self.attention.read(x_BLC)
-        cache = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, part, start, axis=1)
-            for old, part in zip(cache, new, strict=True)
-        )
+        cache = extend(cache, tuple(new), start)
         x_BLC = self.attention_norm(x_BLC + self.attention.mix(query_BLHD, *cache, seen_LM))
         query_BLHD = self.cross.read(x_BLC)[0]
         x_BLC = self.cross_norm(x_BLC + self.cross.mix(query_BLHD, *cross))

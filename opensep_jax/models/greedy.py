@@ -7,6 +7,30 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+KeysValues = tuple[jax.Array, jax.Array]  # of one layer, [B, T, H, D] each
+
+
+def empty_cache(
+    layers: int, batch: int, positions: int, most: int, heads: int, width: int
+) -> tuple[KeysValues, ...]:
+    """Keys and values of each decoder layer before the first token, with room for `positions`.
+
+    Raises:
+        ValueError: `positions` exceeds `most`, what the position table holds.
+    """
+    if positions > most:
+        raise ValueError(f"{positions} positions; the position table holds {most}")
+    empty = jnp.zeros((batch, positions, heads, width // heads))
+    return ((empty, empty),) * layers
+
+
+def extend(cache: KeysValues, new: KeysValues, start: jax.Array | int) -> KeysValues:
+    """A cache with the keys and values of the tokens from position `start` on."""
+    return tuple(
+        jax.lax.dynamic_update_slice_in_dim(old, part, start, axis=1)
+        for old, part in zip(cache, new, strict=True)
+    )
+
 
 def generate(
     network: nn.Module,

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-# Keys and values of a layer, [B, T, H, D] each.
-KeysValues = tuple[jax.Array, jax.Array]
+from opensep_jax.models.greedy import KeysValues, empty_cache, extend
 
 _HF_KEYS = {  # our field: key of the published config.json
     "vocab_size": "vocab_size",
@@ -165,12 +164,8 @@ class Whisper(nn.Module):
             ValueError: `positions` exceeds what the position table holds.
         """
         c = self.config
-        if positions > c.decoder_positions:
-            raise ValueError(
-                f"{positions} positions; the position table holds {c.decoder_positions}"
-            )
-        empty = jnp.zeros((batch, positions, c.heads, c.width // c.heads))
-        return ((empty, empty),) * c.decoder_layers
+        most = c.decoder_positions
+        return empty_cache(c.decoder_layers, batch, positions, most, c.heads, c.width)
 
     def step(
         self,
@@ -283,10 +278,7 @@ class _DecoderBlock(nn.Module):
         cross: KeysValues,
     ) -> tuple[jax.Array, KeysValues]:
         y_BLC = self.attention_norm(x_BLC)
-        cache = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
-            for old, new in zip(cache, self.attention.read(y_BLC), strict=True)
-        )
+        cache = extend(cache, self.attention.read(y_BLC), start)
         x_BLC += self.attention(y_BLC, *cache, seen_LM)
         x_BLC += self.cross(self.cross_norm(x_BLC), *cross)
         return x_BLC + self.mlp(x_BLC), cache
