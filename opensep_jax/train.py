@@ -2,8 +2,11 @@
 
     python -m opensep_jax.train --config configs/demo.py --workdir runs/demo [--config.a.b=value]
 
-Several processes: give `--coordinator_address host:port --num_processes N --process_id I` (found
-by themselves on TPU pods and under SLURM with `--distributed`).
+Several processes find each other on TPU pods, under SLURM's srun and Open MPI's mpirun; elsewhere
+give each `--coordinator_address host:port --num_processes N --process_id I`. `launch/` has scripts.
+
+Exit codes: 0 done; 2 the run could not start or go on; 75 it was told to stop (SIGTERM, or a TPU's
+maintenance notice) and has saved all: the same command goes on from there.
 """
 
 import contextlib
@@ -25,11 +28,14 @@ from ml_collections import config_flags
 from opensep_jax import sharding
 from opensep_jax.checkpoint import shipped
 from opensep_jax.checkpoint.state import Checkpoints, read_config, write_config
-from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, DoorError
+from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PREEMPTED, DoorError
+from opensep_jax.processes import Preemption, check_shared, in_cluster, join
 from opensep_jax.tasks import UNREAD, build_task, describe
 from opensep_jax.training.board import Board
 from opensep_jax.training.guard import explain
+from opensep_jax.training.hardware import step_flops
 from opensep_jax.training.optim import make_optimizer, make_schedule
+from opensep_jax.training.profile import Profile, parse_steps
 from opensep_jax.training.progress import Progress, Timed
 from opensep_jax.training.separator_task import SeparatorTask
 from opensep_jax.training.step import TrainState, init_state, train_step
@@ -41,7 +47,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events an
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Find the other processes automatically.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", None, "Find the other processes; by default where the environment tells of some."
+)
+PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "A:B records steps A to B for TensorBoard's profile tab."
+)
 DEBUG = flags.DEFINE_bool("debug", False, "Tracebacks with errors.")
 
 # What a run may be resumed with another value of: it changes when things happen and on what, not
@@ -104,16 +115,24 @@ class Run:
 
 
 def main(
-    config: ml_collections.ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None
-) -> None:
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    devices: Sequence[jax.Device] | None = None,
+    profile_steps: tuple[int, int] | None = None,
+) -> int:
     """One run, from whatever it has reached to `config.train.steps`.
 
     Args:
         config: all settings.
         workdir: of the run.
         devices: to run on; all by default.
+        profile_steps: first and last step that are profiled, counted from 1.
+
+    Returns:
+        Exit code: `EXIT_PREEMPTED` if it was told to stop before its last step.
     """
     first_process = jax.process_index() == 0
+    check_shared(workdir)
     run = start(config, devices)
     description = describe(config, run.task)
     saved = Checkpoints(workdir, description, config.train.keep_checkpoints, run.task.best)
@@ -126,7 +145,9 @@ def main(
         with contextlib.closing(Board(workdir, int(state.step), first_process)) as board:
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
             board.hparams(int(state.step), _flat(config.to_dict()))
-            loop(run, state, board, saved)
+            profile = Profile(workdir, profile_steps if first_process else None)
+            stopped = loop(run, state, board, saved, profile)
+    return EXIT_PREEMPTED if stopped else EXIT_DONE
 
 
 def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
@@ -227,27 +248,41 @@ def jit_step(run: Run) -> jax.stages.Wrapped:
     )
 
 
-def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints) -> None:
-    """Steps, reports, validations and checkpoints from `state` to the last step."""
+def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints, profile: Profile) -> bool:
+    """Steps, reports, validations and checkpoints from `state` to the last step.
+
+    Returns:
+        Whether it was told to stop before that; all is saved.
+    """
     train, evaluation, first_step = run.config.train, run.config.eval, int(state.step)
-    step_fn = jit_step(run)
+    step_fn, step_compiled = jit_step(run), None
     whole = jax.jit(lambda params: params, out_shardings=sharding.replicated(run.mesh))
-    stream = Timed(run.batches(first_step))
+    stream = Timed(sharding.shard_batch(rows, run.mesh) for rows in run.batches(first_step))
     progress = Progress(
         board, stream, first_step=first_step, steps=train.steps,
         log_every_steps=train.log_every_steps,
         clips_per_step=train.batch * run.task.clips_per_example,
-        visible=jax.process_index() == 0,
+        devices=run.mesh.size, visible=jax.process_index() == 0,
     )  # fmt: skip
     logger.info("steps %d to %d, %s", first_step, train.steps, dict(run.mesh.shape))
-    with contextlib.closing(progress):
+    with (
+        contextlib.closing(progress),
+        contextlib.closing(profile),
+        contextlib.closing(Preemption()) as preemption,
+    ):
         for done in range(first_step + 1, train.steps + 1):
-            batch = sharding.shard_batch(next(stream), run.mesh)
+            batch = next(stream)
+            if step_compiled is None:
+                step_compiled = step_fn.lower(state, batch, run.constants, run.key).compile()
+                progress.step_flops = step_flops(step_compiled, train.accumulation)
+            profile.before(done)
             with jax.transfer_guard("disallow"):
-                state, metrics = step_fn(state, batch, run.constants, run.key)
+                state, metrics = step_compiled(state, batch, run.constants, run.key)
+            profile.after(done, metrics["loss"])
             progress.step(done, metrics)
-            evaluates = done % evaluation.every_steps == 0 or done == train.steps
-            saves = evaluates or done % train.save_every_steps == 0
+            stops = preemption.reached() and done < train.steps
+            evaluates = done == train.steps or (done % evaluation.every_steps == 0 and not stops)
+            saves = stops or evaluates or done % train.save_every_steps == 0
             if saves:  # the numbers of all its steps are on disk before a checkpoint is
                 progress.flush()
             if progress.halted or (saves and state.halted):
@@ -261,6 +296,10 @@ def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints) -> None:
                 logger.info("step %d: %s", done, summary(scores))
             if saves:
                 saved.save(done, state.replace(ema={}), state.ema, scores)
+            if stops:
+                logger.warning("told to stop: saving step %d; run again to go on", done)
+                return True
+    return False
 
 
 def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:
@@ -313,26 +352,54 @@ def summary(values: dict[str, float]) -> str:
 
 
 def _main(argv: list[str]) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", force=True)
+    _log()
+    try:
+        if len(argv) > 1:
+            raise DoorError(f"unexpected arguments: {' '.join(argv[1:])}")
+        profile_steps = _profile_steps()
+        _join()
+        code = main(CONFIG.value, Path(WORKDIR.value), profile_steps=profile_steps)
+    except (DoorError, ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+        logger.error("%s", error, exc_info=DEBUG.value)
+        code = EXIT_CANNOT_RUN
+    except KeyboardInterrupt:
+        logger.error("interrupted; run again to go on from the newest checkpoint")
+        code = EXIT_CANNOT_RUN
+    sys.exit(code)
+
+
+def _join() -> None:
+    """Finds the other processes, if any; the first one then speaks for all."""
+    given = NUM_PROCESSES.value is not None or PROCESS_ID.value is not None
+    if given and not (DISTRIBUTED.value or COORDINATOR.value):
+        raise DoorError("--num_processes and --process_id need --coordinator_address")
+    wanted = in_cluster() if DISTRIBUTED.value is None else DISTRIBUTED.value
+    if wanted or COORDINATOR.value:
+        join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        _log()
+        logger.info("process 0 of %d, %d devices", jax.process_count(), jax.device_count())
+
+
+def _log() -> None:
+    """Messages of process 0, warnings of the others."""
+    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    others = several and jax.process_index() > 0
+    who = f"[{jax.process_index()}] " if several else ""
+    logging.basicConfig(
+        level=logging.WARNING if others else logging.INFO,
+        format=f"%(levelname).1s {who}%(message)s", force=True,
+    )  # fmt: skip
     for noisy in ("jax", "orbax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs a traceback of each error that it raises as well.
     logging.getLogger("absl").setLevel(logging.WARNING if DEBUG.value else logging.CRITICAL)
+
+
+def _profile_steps() -> tuple[int, int] | None:
     try:
-        if len(argv) > 1:
-            raise DoorError(f"unexpected arguments: {' '.join(argv[1:])}")
-        given = NUM_PROCESSES.value is not None or PROCESS_ID.value is not None
-        if given and not (DISTRIBUTED.value or COORDINATOR.value):
-            raise DoorError("--num_processes and --process_id need --coordinator_address")
-        if DISTRIBUTED.value or COORDINATOR.value:
-            jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        main(CONFIG.value, Path(WORKDIR.value))
-    except (DoorError, ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-        logger.error("%s", error, exc_info=DEBUG.value)
-        sys.exit(EXIT_CANNOT_RUN)
-    except KeyboardInterrupt:
-        logger.error("interrupted; run again to go on from the newest checkpoint")
-        sys.exit(EXIT_CANNOT_RUN)
+        return parse_steps(PROFILE_STEPS.value) if PROFILE_STEPS.value else None
+    except ValueError as error:
+        raise DoorError(f"--profile_steps: {error}") from error
 
 
 def _parse(argv: list[str]) -> list[str]:

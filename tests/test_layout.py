@@ -14,6 +14,7 @@ RANK = {
     "signal": 0,
     "models": 0,
     "sharding": 0,
+    "processes": 0,
     "checkpoint": 0,
     "text": 1,
     "data": 1,
