@@ -1,6 +1,5 @@
 """Several processes that train one model: finding each other, what they share, when to stop."""
 
-import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,15 +19,16 @@ class ProcessError(ValueError):
     """Processes that cannot work together; the message says why and what to change."""
 
 
-def in_cluster(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment tells of processes that JAX finds by itself.
+def in_cluster(environment: Mapping[str, str], platforms: str | None) -> bool:
+    """Whether there may be other processes that JAX finds by itself.
 
     Args:
         environment: variables of this process.
+        platforms: as in `jax.config.jax_platforms`.
     """
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("OMPI_COMM_WORLD_SIZE", "1"))
     # JAX puts "tpu" there itself where it finds the chips of a TPU machine.
-    return int(tasks) > 1 or "tpu" in (jax.config.jax_platforms or "").split(",")
+    return int(tasks) > 1 or "tpu" in (platforms or "").split(",")
 
 
 def join(coordinator: str | None, processes: int | None, process: int | None) -> None:

@@ -373,7 +373,9 @@ def _join() -> None:
     given = NUM_PROCESSES.value is not None or PROCESS_ID.value is not None
     if given and not (DISTRIBUTED.value or COORDINATOR.value):
         raise DoorError("--num_processes and --process_id need --coordinator_address")
-    wanted = in_cluster() if DISTRIBUTED.value is None else DISTRIBUTED.value
+    wanted = DISTRIBUTED.value
+    if wanted is None:
+        wanted = in_cluster(os.environ, jax.config.jax_platforms)
     if wanted or COORDINATOR.value:
         join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         _log()
