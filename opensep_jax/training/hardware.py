@@ -58,7 +58,7 @@ def memory(devices: Sequence[jax.Device]) -> dict[str, float]:
     counts = [count for count in (device.memory_stats() for device in devices) if count]
     names = {"memory/in_use_gib": "bytes_in_use", "memory/peak_gib": "peak_bytes_in_use"}
     return {
-        name: max(count[key] for count in counts) / 2**30
+        name: max(count.get(key, 0) for count in counts) / 2**30
         for name, key in names.items()
-        if counts and all(key in count for count in counts)
+        if any(key in count for count in counts)
     }
