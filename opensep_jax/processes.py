@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 # Without a sign of life for so long a process counts as dead, and the others stop. JAX's default is
@@ -55,7 +56,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
         ) from error
 
 
-def check_shared(folder: Path) -> None:
+def check_shared(folder: Path | epath.Path) -> None:
     """Raises if not all processes see the same folder; makes it.
 
     Raises:

@@ -23,6 +23,7 @@ import ml_collections
 import numpy as np
 import optax
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from opensep_jax import sharding
@@ -43,7 +44,10 @@ from opensep_jax.training.step import TrainState, init_state, train_step
 logger = logging.getLogger("opensep_jax")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/*.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and metrics.jsonl.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Of checkpoints, events and metrics.jsonl: a folder that all processes share, "
+    "or gs://, s3://, az:// (checkpoints there are untested)."
+)  # fmt: skip
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
@@ -54,6 +58,8 @@ PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "A:B records steps A to B for TensorBoard's profile tab."
 )
 DEBUG = flags.DEFINE_bool("debug", False, "Tracebacks with errors.")
+
+OBJECT_STORES = ("gs", "s3", "az")  # what fsspec opens for `etils.epath`
 
 # What a run may be resumed with another value of: it changes when things happen and on what, not
 # what is learned. (More steps stretch the schedule.) The records are compared by their content.
@@ -116,7 +122,7 @@ class Run:
 
 def main(
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    workdir: Path | epath.Path,
     devices: Sequence[jax.Device] | None = None,
     profile_steps: tuple[int, int] | None = None,
 ) -> int:
@@ -145,7 +151,7 @@ def main(
         with contextlib.closing(Board(workdir, int(state.step), first_process)) as board:
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
             board.hparams(int(state.step), _flat(config.to_dict()))
-            profile = Profile(workdir, profile_steps if first_process else None)
+            profile = Profile(board.folder, profile_steps if first_process else None)
             stopped = loop(run, state, board, saved, profile)
     return EXIT_PREEMPTED if stopped else EXIT_DONE
 
@@ -296,6 +302,7 @@ def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints, profile:
                 logger.info("step %d: %s", done, summary(scores))
             if saves:
                 saved.save(done, state.replace(ema={}), state.ema, scores)
+                board.publish()
             if stops:
                 logger.warning("told to stop: saving step %d; run again to go on", done)
                 return True
@@ -313,7 +320,7 @@ def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:
     return f"{why}. The run stops; {newest}"
 
 
-def refuse_other_config(workdir: Path, description: dict) -> None:
+def refuse_other_config(workdir: Path | epath.Path, description: dict) -> None:
     """Raises if the workdir holds a run that learns something else."""
     stored = read_config(workdir)
     if stored is None:
@@ -358,7 +365,7 @@ def _main(argv: list[str]) -> None:
             raise DoorError(f"unexpected arguments: {' '.join(argv[1:])}")
         profile_steps = _profile_steps()
         _join()
-        code = main(CONFIG.value, Path(WORKDIR.value), profile_steps=profile_steps)
+        code = main(CONFIG.value, _workdir(WORKDIR.value), profile_steps=profile_steps)
     except (DoorError, ValueError, OSError, jax.errors.JaxRuntimeError) as error:
         logger.error("%s", error, exc_info=DEBUG.value)
         code = EXIT_CANNOT_RUN
@@ -395,6 +402,22 @@ def _log() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs a traceback of each error that it raises as well.
     logging.getLogger("absl").setLevel(logging.WARNING if DEBUG.value else logging.CRITICAL)
+
+
+def _workdir(name: str) -> Path | epath.Path:
+    """A folder, or a place in an object store."""
+    scheme, found, _ = name.partition("://")
+    if not found:
+        return Path(name)
+    if scheme not in OBJECT_STORES:
+        raise DoorError(
+            f"--workdir={name}: of {', '.join(OBJECT_STORES)} and local folders, none is {scheme}"
+        )
+    try:
+        epath.Path(name).exists()
+    except ImportError as error:
+        raise DoorError(f"--workdir={name}: {error}") from error
+    return epath.Path(name)
 
 
 def _profile_steps() -> tuple[int, int] | None:

@@ -68,6 +68,6 @@ def started(
             child.wait()
 
 
-def codes(children: Sequence[subprocess.Popen], timeout_s: float = 240) -> list[int]:
+def codes(children: Sequence[subprocess.Popen], timeout_s: float = 600) -> list[int]:
     """Exit codes, once all have ended."""
     return [child.wait(timeout_s) for child in children]

@@ -121,6 +121,14 @@ def test_config_files_that_cannot_be_used(cli: Callable, tmp_path: Path):
     assert code == 2 and "--profile_steps: '5:3' is not A:B with 1 <= A <= B" in said
 
 
+def test_workdirs_that_cannot_be_used(cli: Callable, monkeypatch: pytest.MonkeyPatch):
+    code, said = cli(f"--config={CONFIG_FILE}", "--workdir=memory://runs/a")
+    assert code == 2 and "--workdir=memory://runs/a: of gs, s3, az and local folders" in said
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # is not installed
+    code, said = cli(f"--config={CONFIG_FILE}", "--workdir=s3://runs/a")
+    assert code == 2 and "--workdir=s3://runs/a: Install s3fs" in said
+
+
 @pytest.mark.usefixtures("one_device")
 def test_a_workdir_of_another_config(
     cli: Callable, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
