@@ -28,10 +28,11 @@ from ml_collections import config_flags
 
 from opensep_jax import sharding
 from opensep_jax.checkpoint import shipped
-from opensep_jax.checkpoint.state import Checkpoints, read_config, write_config
+from opensep_jax.checkpoint.state import Checkpoints, write_config
 from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PREEMPTED, DoorError
 from opensep_jax.processes import Preemption, check_shared, in_cluster, join
-from opensep_jax.tasks import UNREAD, build_task, describe
+from opensep_jax.run_config import check_numbers, flat, refuse_other_config
+from opensep_jax.tasks import build_task, describe
 from opensep_jax.training.board import Board
 from opensep_jax.training.guard import explain
 from opensep_jax.training.hardware import step_flops
@@ -60,27 +61,6 @@ PROFILE_STEPS = flags.DEFINE_string(
 DEBUG = flags.DEFINE_bool("debug", False, "Tracebacks with errors.")
 
 OBJECT_STORES = ("gs", "s3", "az")  # what fsspec opens for `etils.epath`
-
-# What a run may be resumed with another value of: it changes when things happen and on what, not
-# what is learned. (More steps stretch the schedule.) The records are compared by their content.
-FREE_KEYS = (
-    "data.folder", "data.threads", "data.workers",
-    "eval.batch", "eval.every_steps", "eval.level_db", "eval.mixtures", "eval.panels",
-    "eval.seconds", "eval.seed", "eval.sources", "eval.wording",
-    "mesh.data", "mesh.fsdp", "mesh.fsdp_min_size", "mesh.tensor", "model.remat",
-    "train.accumulation", "train.keep_checkpoints", "train.log_every_steps",
-    "train.save_every_steps", "train.steps",
-)  # fmt: skip
-
-
-POSITIVE_KEYS = (
-    "window_s", "data.crop_s", "data.max_names", "data.text_tokens", "data.threads",
-    "eval.batch", "eval.every_steps", "eval.mixtures", "eval.seconds",
-    "train.accumulation", "train.batch", "train.keep_checkpoints",
-    "train.log_every_steps", "train.save_every_steps", "train.steps",
-)  # fmt: skip
-# Sections of numbers that are not negative, and not all of them zero.
-WEIGHT_KEYS = ("captioner.counts", "data.wordings", "loss", "mix.counts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +130,7 @@ def main(
             write_config(workdir, description)
         with contextlib.closing(Board(workdir, int(state.step), first_process)) as board:
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
-            board.hparams(int(state.step), _flat(config.to_dict()))
+            board.hparams(int(state.step), flat(config.to_dict()))
             profile = Profile(board.folder, profile_steps if first_process else None)
             stopped = loop(run, state, board, saved, profile)
     return EXIT_PREEMPTED if stopped else EXIT_DONE
@@ -179,24 +159,6 @@ def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
         constants=sharding.place(task.constants(), whole),
         key=jax.jit(jax.random.key, out_shardings=whole)(config.seed),
     )  # fmt: skip
-
-
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Raises if a number lies where it means nothing."""
-    values = _flat(config.to_dict())
-    wrong = [f"config.{key}={values[key]}" for key in POSITIVE_KEYS if values[key] <= 0]
-    if wrong:
-        raise DoorError(f"{', '.join(wrong)} must be positive")
-    for section in WEIGHT_KEYS:
-        weights = {k: v for k, v in values.items() if k.startswith(f"{section}.")}
-        if min(weights.values()) < 0 or not any(weights.values()):
-            shown = ", ".join(f"config.{key}={value}" for key, value in weights.items())
-            raise DoorError(f"{shown}: none may be negative, and one must be more than zero")
-    if config.mesh.tensor > 1:
-        raise DoorError(
-            f"config.mesh.tensor={config.mesh.tensor}: no network that is trained has anything to "
-            "split over this axis; use mesh.data or mesh.fsdp"
-        )
 
 
 def first_state(run: Run, saved: Checkpoints) -> TrainState:
@@ -318,39 +280,6 @@ def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:
     )  # fmt: skip
     newest = f"its newest checkpoint is of step {saved.steps[-1]}" if saved.steps else "none saved"
     return f"{why}. The run stops; {newest}"
-
-
-def refuse_other_config(workdir: Path | epath.Path, description: dict) -> None:
-    """Raises if the workdir holds a run that learns something else."""
-    stored = read_config(workdir)
-    if stored is None:
-        return
-    before, now = (
-        {
-            **_flat(of.get("config", {})),
-            "text_encoder.id": of.get("text_encoder", {}).get("id"),
-            **_flat({k: of.get(k) for k in ("records", "clauses")}),
-        }
-        for of in (stored, description)
-    )
-    unread = tuple(f"{section}." for section in UNREAD[description["task"]])
-    wrong = [
-        f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if key not in FREE_KEYS and not key.startswith(unread) and before.get(key) != now.get(key)
-    ]
-    if wrong:
-        raise DoorError(
-            f"{workdir} holds a run of another config ({'; '.join(wrong)}); use another --workdir"
-        )
-
-
-def _flat(tree: object, prefix: str = "") -> dict:
-    """Leaves of nested dicts by their dotted names."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    items = (_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items())
-    return {name: leaf for item in items for name, leaf in item.items()}
 
 
 def summary(values: dict[str, float]) -> str:

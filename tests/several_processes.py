@@ -19,12 +19,11 @@ def free_port() -> int:
 
 
 def environment(devices: int, **more: str) -> dict[str, str]:
-    """Variables of a process with simulated devices."""
+    """Variables of a process with simulated devices, compiling as quickly as this one."""
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         **more,
     }
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -175,7 +176,7 @@ def test_a_rehearsal(tiny_dataset: Path, tmp_path: Path):
         "launch/local_cpu.sh", "2", "1", "--config=configs/debug.py", f"--workdir={tmp_path}",
         *(f"--config.{name}={value}" for name, value in flags.items()),
     ]  # fmt: skip
-    variables = environment(1) | {"XLA_FLAGS": "", "PYTHON": os.sys.executable}
+    variables = environment(1, PYTHON=sys.executable)
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [step for step, _ in tiny_run.read_metrics(tmp_path)] == [1, 2, 3, 4]

@@ -32,6 +32,7 @@ DOOR_PARTS = {
     "inputs",
     "results",
     "report",
+    "run_config",
     "tasks",
 }  # what doors share, or are split into
 MODEL_LIBRARIES = {"jax", "flax"}
