@@ -122,7 +122,8 @@ def main(
     run = start(config, devices)
     description = describe(config, run.task)
     saved = Checkpoints(workdir, description, config.train.keep_checkpoints, run.task.best)
-    with contextlib.closing(saved):
+    # Closed last: a second SIGTERM does not break off what is being written.
+    with contextlib.closing(Preemption()) as preemption, contextlib.closing(saved):
         if saved.steps:  # else there is nothing to lose, as after a first start that failed
             refuse_other_config(workdir, description)
         state = first_state(run, saved)
@@ -132,7 +133,7 @@ def main(
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
             board.hparams(int(state.step), flat(config.to_dict()))
             profile = Profile(board.folder, profile_steps if first_process else None)
-            stopped = loop(run, state, board, saved, profile)
+            stopped = loop(run, state, board, saved, profile, preemption)
     return EXIT_PREEMPTED if stopped else EXIT_DONE
 
 
@@ -216,7 +217,14 @@ def jit_step(run: Run) -> jax.stages.Wrapped:
     )
 
 
-def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints, profile: Profile) -> bool:
+def loop(
+    run: Run,
+    state: TrainState,
+    board: Board,
+    saved: Checkpoints,
+    profile: Profile,
+    preemption: Preemption,
+) -> bool:
     """Steps, reports, validations and checkpoints from `state` to the last step.
 
     Returns:
@@ -233,11 +241,7 @@ def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints, profile:
         devices=run.mesh.size, visible=jax.process_index() == 0,
     )  # fmt: skip
     logger.info("steps %d to %d, %s", first_step, train.steps, dict(run.mesh.shape))
-    with (
-        contextlib.closing(progress),
-        contextlib.closing(profile),
-        contextlib.closing(Preemption()) as preemption,
-    ):
+    with contextlib.closing(progress), contextlib.closing(profile):
         for done in range(first_step + 1, train.steps + 1):
             batch = next(stream)
             if step_compiled is None:

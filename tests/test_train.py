@@ -144,8 +144,15 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
             os.kill(os.getpid(), signal.SIGTERM)
         return place(*args)
 
+    close = Checkpoints.close
+
+    def tell_again(saved: Checkpoints) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(saved)
+
     with monkeypatch.context() as patch:
         patch.setattr(sharding, "shard_batch", tell)
+        patch.setattr(Checkpoints, "close", tell_again)
         assert _run(tiny_dataset, tmp_path) == EXIT_PREEMPTED
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert steps == [STEPS // 2, told_at]
