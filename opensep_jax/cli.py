@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 logger = logging.getLogger("opensep_jax")
 
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_CANNOT_RUN = 0, 1, 2
+EXIT_PREEMPTED = 75  # sysexits' "temporary failure": all is saved, the same command goes on
 
 
 class DoorError(Exception):

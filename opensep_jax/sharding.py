@@ -1,9 +1,11 @@
 """Mesh, size rule and batch sharding; no network knows of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -15,6 +17,7 @@ def make_mesh(
     """Mesh over devices; one axis may be -1, which takes the devices that are left.
 
     Axes are `AxisType.Auto`: with explicit axes a Linen convolution with sharded kernels raises.
+    Where the devices are several TPU slices, or GPU machines, see `device_grid`.
 
     Args:
         data: parts of the batch.
@@ -32,7 +35,39 @@ def make_mesh(
         sizes[sizes.index(-1)] = count // int(np.prod([size for size in sizes if size != -1]))
     if int(np.prod(sizes)) != count:
         raise ValueError(f"mesh {_named((data, fsdp, tensor))} does not fit {count} devices")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    grid = device_grid(sizes, devices or jax.devices())
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def device_grid(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices by their place on the mesh; neighbours on later axes are joined by faster links.
+
+    The network between slices carries the data axis, as far as that has parts for them: its one
+    all-reduce of gradients in a step. The fsdp axis moves every parameter several times; it takes
+    the slices that are left over.
+
+    Args:
+        sizes: of the axes, positive; their product is the number of devices.
+        devices: those with equal `slice_index` are joined by fast links (without it: all).
+
+    Raises:
+        ValueError: if the axes do not share out the slices.
+    """
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    data, fsdp, tensor = sizes
+    across = math.gcd(data, slices)
+    if fsdp % (slices // across):
+        raise ValueError(
+            f"mesh {_named(sizes)} does not fit {slices} slices of {len(devices) // slices} "
+            "devices: mesh.data should be a multiple of the slices"
+        )
+    left = slices // across
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // across, fsdp // left, tensor), (across, left, 1), devices,
+        allow_split_physical_axes=True,
+    )  # fmt: skip
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

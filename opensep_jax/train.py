@@ -2,8 +2,11 @@
 
     python -m opensep_jax.train --config configs/demo.py --workdir runs/demo [--config.a.b=value]
 
-Several processes: give `--coordinator_address host:port --num_processes N --process_id I` (found
-by themselves on TPU pods and under SLURM with `--distributed`).
+Several processes find each other on TPU pods, under SLURM's srun and Open MPI's mpirun; elsewhere
+give each `--coordinator_address host:port --num_processes N --process_id I`. `launch/` has scripts.
+
+Exit codes: 0 done; 2 the run could not start or go on; 75 it was told to stop (SIGTERM, or a TPU's
+maintenance notice) and has saved all: the same command goes on from there.
 """
 
 import contextlib
@@ -20,16 +23,21 @@ import ml_collections
 import numpy as np
 import optax
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from opensep_jax import sharding
 from opensep_jax.checkpoint import shipped
-from opensep_jax.checkpoint.state import Checkpoints, read_config, write_config
-from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, DoorError
-from opensep_jax.tasks import UNREAD, build_task, describe
+from opensep_jax.checkpoint.state import Checkpoints, write_config
+from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PREEMPTED, DoorError
+from opensep_jax.processes import Preemption, check_shared, in_cluster, join
+from opensep_jax.run_config import check_numbers, flat, refuse_other_config
+from opensep_jax.tasks import build_task, describe
 from opensep_jax.training.board import Board
 from opensep_jax.training.guard import explain
+from opensep_jax.training.hardware import step_flops
 from opensep_jax.training.optim import make_optimizer, make_schedule
+from opensep_jax.training.profile import Profile, parse_steps
 from opensep_jax.training.progress import Progress, Timed
 from opensep_jax.training.separator_task import SeparatorTask
 from opensep_jax.training.step import TrainState, init_state, train_step
@@ -37,33 +45,22 @@ from opensep_jax.training.step import TrainState, init_state, train_step
 logger = logging.getLogger("opensep_jax")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, configs/*.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, events and metrics.jsonl.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Of checkpoints, events and metrics.jsonl: a folder that all processes share, "
+    "or gs://, s3://, az:// (checkpoints there are untested)."
+)  # fmt: skip
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "host:port of process 0.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Number of processes.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Find the other processes automatically.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", None, "Find the other processes; by default where the environment tells of some."
+)
+PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "A:B records steps A to B for TensorBoard's profile tab."
+)
 DEBUG = flags.DEFINE_bool("debug", False, "Tracebacks with errors.")
 
-# What a run may be resumed with another value of: it changes when things happen and on what, not
-# what is learned. (More steps stretch the schedule.) The records are compared by their content.
-FREE_KEYS = (
-    "data.folder", "data.threads", "data.workers",
-    "eval.batch", "eval.every_steps", "eval.level_db", "eval.mixtures", "eval.panels",
-    "eval.seconds", "eval.seed", "eval.sources", "eval.wording",
-    "mesh.data", "mesh.fsdp", "mesh.fsdp_min_size", "mesh.tensor", "model.remat",
-    "train.accumulation", "train.keep_checkpoints", "train.log_every_steps",
-    "train.save_every_steps", "train.steps",
-)  # fmt: skip
-
-
-POSITIVE_KEYS = (
-    "window_s", "data.crop_s", "data.max_names", "data.text_tokens", "data.threads",
-    "eval.batch", "eval.every_steps", "eval.mixtures", "eval.seconds",
-    "train.accumulation", "train.batch", "train.keep_checkpoints",
-    "train.log_every_steps", "train.save_every_steps", "train.steps",
-)  # fmt: skip
-# Sections of numbers that are not negative, and not all of them zero.
-WEIGHT_KEYS = ("captioner.counts", "data.wordings", "loss", "mix.counts")
+OBJECT_STORES = ("gs", "s3", "az")  # what fsspec opens for `etils.epath`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,20 +101,29 @@ class Run:
 
 
 def main(
-    config: ml_collections.ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None
-) -> None:
+    config: ml_collections.ConfigDict,
+    workdir: Path | epath.Path,
+    devices: Sequence[jax.Device] | None = None,
+    profile_steps: tuple[int, int] | None = None,
+) -> int:
     """One run, from whatever it has reached to `config.train.steps`.
 
     Args:
         config: all settings.
         workdir: of the run.
         devices: to run on; all by default.
+        profile_steps: first and last step that are profiled, counted from 1.
+
+    Returns:
+        Exit code: `EXIT_PREEMPTED` if it was told to stop before its last step.
     """
     first_process = jax.process_index() == 0
+    check_shared(workdir)
     run = start(config, devices)
     description = describe(config, run.task)
     saved = Checkpoints(workdir, description, config.train.keep_checkpoints, run.task.best)
-    with contextlib.closing(saved):
+    # Closed last: a second SIGTERM does not break off what is being written.
+    with contextlib.closing(Preemption()) as preemption, contextlib.closing(saved):
         if saved.steps:  # else there is nothing to lose, as after a first start that failed
             refuse_other_config(workdir, description)
         state = first_state(run, saved)
@@ -125,8 +131,10 @@ def main(
             write_config(workdir, description)
         with contextlib.closing(Board(workdir, int(state.step), first_process)) as board:
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
-            board.hparams(int(state.step), _flat(config.to_dict()))
-            loop(run, state, board, saved)
+            board.hparams(int(state.step), flat(config.to_dict()))
+            profile = Profile(board.folder, profile_steps if first_process else None)
+            stopped = loop(run, state, board, saved, profile, preemption)
+    return EXIT_PREEMPTED if stopped else EXIT_DONE
 
 
 def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
@@ -152,24 +160,6 @@ def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
         constants=sharding.place(task.constants(), whole),
         key=jax.jit(jax.random.key, out_shardings=whole)(config.seed),
     )  # fmt: skip
-
-
-def check_numbers(config: ml_collections.ConfigDict) -> None:
-    """Raises if a number lies where it means nothing."""
-    values = _flat(config.to_dict())
-    wrong = [f"config.{key}={values[key]}" for key in POSITIVE_KEYS if values[key] <= 0]
-    if wrong:
-        raise DoorError(f"{', '.join(wrong)} must be positive")
-    for section in WEIGHT_KEYS:
-        weights = {k: v for k, v in values.items() if k.startswith(f"{section}.")}
-        if min(weights.values()) < 0 or not any(weights.values()):
-            shown = ", ".join(f"config.{key}={value}" for key, value in weights.items())
-            raise DoorError(f"{shown}: none may be negative, and one must be more than zero")
-    if config.mesh.tensor > 1:
-        raise DoorError(
-            f"config.mesh.tensor={config.mesh.tensor}: no network that is trained has anything to "
-            "split over this axis; use mesh.data or mesh.fsdp"
-        )
 
 
 def first_state(run: Run, saved: Checkpoints) -> TrainState:
@@ -227,27 +217,44 @@ def jit_step(run: Run) -> jax.stages.Wrapped:
     )
 
 
-def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints) -> None:
-    """Steps, reports, validations and checkpoints from `state` to the last step."""
+def loop(
+    run: Run,
+    state: TrainState,
+    board: Board,
+    saved: Checkpoints,
+    profile: Profile,
+    preemption: Preemption,
+) -> bool:
+    """Steps, reports, validations and checkpoints from `state` to the last step.
+
+    Returns:
+        Whether it was told to stop before that; all is saved.
+    """
     train, evaluation, first_step = run.config.train, run.config.eval, int(state.step)
-    step_fn = jit_step(run)
+    step_fn, step_compiled = jit_step(run), None
     whole = jax.jit(lambda params: params, out_shardings=sharding.replicated(run.mesh))
-    stream = Timed(run.batches(first_step))
+    stream = Timed(sharding.shard_batch(rows, run.mesh) for rows in run.batches(first_step))
     progress = Progress(
         board, stream, first_step=first_step, steps=train.steps,
         log_every_steps=train.log_every_steps,
         clips_per_step=train.batch * run.task.clips_per_example,
-        visible=jax.process_index() == 0,
+        devices=run.mesh.size, visible=jax.process_index() == 0,
     )  # fmt: skip
     logger.info("steps %d to %d, %s", first_step, train.steps, dict(run.mesh.shape))
-    with contextlib.closing(progress):
+    with contextlib.closing(progress), contextlib.closing(profile):
         for done in range(first_step + 1, train.steps + 1):
-            batch = sharding.shard_batch(next(stream), run.mesh)
+            batch = next(stream)
+            if step_compiled is None:
+                step_compiled = step_fn.lower(state, batch, run.constants, run.key).compile()
+                progress.step_flops = step_flops(step_compiled, train.accumulation)
+            profile.before(done)
             with jax.transfer_guard("disallow"):
-                state, metrics = step_fn(state, batch, run.constants, run.key)
+                state, metrics = step_compiled(state, batch, run.constants, run.key)
+            profile.after(done, metrics["loss"])
             progress.step(done, metrics)
-            evaluates = done % evaluation.every_steps == 0 or done == train.steps
-            saves = evaluates or done % train.save_every_steps == 0
+            stops = preemption.reached() and done < train.steps
+            evaluates = done == train.steps or (done % evaluation.every_steps == 0 and not stops)
+            saves = stops or evaluates or done % train.save_every_steps == 0
             if saves:  # the numbers of all its steps are on disk before a checkpoint is
                 progress.flush()
             if progress.halted or (saves and state.halted):
@@ -261,6 +268,11 @@ def loop(run: Run, state: TrainState, board: Board, saved: Checkpoints) -> None:
                 logger.info("step %d: %s", done, summary(scores))
             if saves:
                 saved.save(done, state.replace(ema={}), state.ema, scores)
+                board.publish()
+            if stops:
+                logger.warning("told to stop: saving step %d; run again to go on", done)
+                return True
+    return False
 
 
 def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:
@@ -274,65 +286,78 @@ def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:
     return f"{why}. The run stops; {newest}"
 
 
-def refuse_other_config(workdir: Path, description: dict) -> None:
-    """Raises if the workdir holds a run that learns something else."""
-    stored = read_config(workdir)
-    if stored is None:
-        return
-    before, now = (
-        {
-            **_flat(of.get("config", {})),
-            "text_encoder.id": of.get("text_encoder", {}).get("id"),
-            **_flat({k: of.get(k) for k in ("records", "clauses")}),
-        }
-        for of in (stored, description)
-    )
-    unread = tuple(f"{section}." for section in UNREAD[description["task"]])
-    wrong = [
-        f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
-        for key in sorted(before.keys() | now.keys())
-        if key not in FREE_KEYS and not key.startswith(unread) and before.get(key) != now.get(key)
-    ]
-    if wrong:
-        raise DoorError(
-            f"{workdir} holds a run of another config ({'; '.join(wrong)}); use another --workdir"
-        )
-
-
-def _flat(tree: object, prefix: str = "") -> dict:
-    """Leaves of nested dicts by their dotted names."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    items = (_flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items())
-    return {name: leaf for item in items for name, leaf in item.items()}
-
-
 def summary(values: dict[str, float]) -> str:
     """Numbers on one line."""
     return ", ".join(f"{name.removeprefix('val/')} {value:.2f}" for name, value in values.items())
 
 
 def _main(argv: list[str]) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", force=True)
+    _log()
+    try:
+        if len(argv) > 1:
+            raise DoorError(f"unexpected arguments: {' '.join(argv[1:])}")
+        profile_steps = _profile_steps()
+        _join()
+        code = main(CONFIG.value, _workdir(WORKDIR.value), profile_steps=profile_steps)
+    except (DoorError, ValueError, OSError, jax.errors.JaxRuntimeError) as error:
+        logger.error("%s", error, exc_info=DEBUG.value)
+        code = EXIT_CANNOT_RUN
+    except KeyboardInterrupt:
+        logger.error("interrupted; run again to go on from the newest checkpoint")
+        code = EXIT_CANNOT_RUN
+    sys.exit(code)
+
+
+def _join() -> None:
+    """Finds the other processes, if any; the first one then speaks for all."""
+    given = NUM_PROCESSES.value is not None or PROCESS_ID.value is not None
+    if given and not (DISTRIBUTED.value or COORDINATOR.value):
+        raise DoorError("--num_processes and --process_id need --coordinator_address")
+    wanted = DISTRIBUTED.value
+    if wanted is None:
+        wanted = in_cluster(os.environ, jax.config.jax_platforms)
+    if wanted or COORDINATOR.value:
+        join(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        _log()
+        logger.info("process 0 of %d, %d devices", jax.process_count(), jax.device_count())
+
+
+def _log() -> None:
+    """Messages of process 0, warnings of the others."""
+    several = jax.distributed.is_initialized() and jax.process_count() > 1
+    others = several and jax.process_index() > 0
+    who = f"[{jax.process_index()}] " if several else ""
+    logging.basicConfig(
+        level=logging.WARNING if others else logging.INFO,
+        format=f"%(levelname).1s {who}%(message)s", force=True,
+    )  # fmt: skip
     for noisy in ("jax", "orbax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Orbax logs a traceback of each error that it raises as well.
     logging.getLogger("absl").setLevel(logging.WARNING if DEBUG.value else logging.CRITICAL)
+
+
+def _workdir(name: str) -> Path | epath.Path:
+    """A folder, or a place in an object store."""
+    scheme, found, _ = name.partition("://")
+    if not found:
+        return Path(name)
+    if scheme not in OBJECT_STORES:
+        raise DoorError(
+            f"--workdir={name}: of {', '.join(OBJECT_STORES)} and local folders, none is {scheme}"
+        )
     try:
-        if len(argv) > 1:
-            raise DoorError(f"unexpected arguments: {' '.join(argv[1:])}")
-        given = NUM_PROCESSES.value is not None or PROCESS_ID.value is not None
-        if given and not (DISTRIBUTED.value or COORDINATOR.value):
-            raise DoorError("--num_processes and --process_id need --coordinator_address")
-        if DISTRIBUTED.value or COORDINATOR.value:
-            jax.distributed.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        main(CONFIG.value, Path(WORKDIR.value))
-    except (DoorError, ValueError, OSError, jax.errors.JaxRuntimeError) as error:
-        logger.error("%s", error, exc_info=DEBUG.value)
-        sys.exit(EXIT_CANNOT_RUN)
-    except KeyboardInterrupt:
-        logger.error("interrupted; run again to go on from the newest checkpoint")
-        sys.exit(EXIT_CANNOT_RUN)
+        epath.Path(name).exists()
+    except ImportError as error:
+        raise DoorError(f"--workdir={name}: {error}") from error
+    return epath.Path(name)
+
+
+def _profile_steps() -> tuple[int, int] | None:
+    try:
+        return parse_steps(PROFILE_STEPS.value) if PROFILE_STEPS.value else None
+    except ValueError as error:
+        raise DoorError(f"--profile_steps: {error}") from error
 
 
 def _parse(argv: list[str]) -> list[str]:

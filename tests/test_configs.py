@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from opensep_jax import tasks, train
+from opensep_jax import run_config, tasks
 from opensep_jax.data import mix
 from opensep_jax.text.wordings import WORDINGS
 from opensep_jax.training.losses import LOSSES
@@ -115,4 +115,4 @@ def test_every_key_has_a_reader():
 
 
 def test_keys_that_may_change_on_resuming_exist():
-    assert set(train.FREE_KEYS) <= {key for key, _ in _leaves(_config("base"))}
+    assert set(run_config.FREE_KEYS) <= {key for key, _ in _leaves(_config("base"))}

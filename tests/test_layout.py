@@ -14,6 +14,7 @@ RANK = {
     "signal": 0,
     "models": 0,
     "sharding": 0,
+    "processes": 0,
     "checkpoint": 0,
     "text": 1,
     "data": 1,
@@ -31,6 +32,7 @@ DOOR_PARTS = {
     "inputs",
     "results",
     "report",
+    "run_config",
     "tasks",
 }  # what doors share, or are split into
 MODEL_LIBRARIES = {"jax", "flax"}

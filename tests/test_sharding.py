@@ -1,5 +1,7 @@
 """Mesh, size rule and batches over eight devices."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,50 @@ def test_mesh_of_some_devices():
 def test_mesh_that_does_not_fit(sizes: tuple[int, ...], message: str):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(data=sizes[0], fsdp=sizes[1], tensor=sizes[2])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chip:
+    """What a grid asks of a device."""
+
+    id: int
+    slice_index: int
+    platform: str = "none"
+    device_kind: str = "none"
+    process_index: int = 0
+
+
+def _chips(slices: int, each: int) -> list[_Chip]:
+    """Chips of all slices, in turns."""
+    return [_Chip(i, i % slices) for i in range(slices * each)]
+
+
+@pytest.mark.parametrize(
+    "sizes, slices, crossed",
+    [
+        ((8, 1, 1), 2, "data"),
+        ((2, 4, 1), 2, "data"),
+        ((4, 2, 1), 4, "data"),
+        ((2, 4, 1), 4, "data fsdp"),  # two of the four slices on each axis
+        ((1, 8, 1), 4, "fsdp"),
+        ((2, 2, 2), 2, "data"),
+    ],
+)
+def test_slices_lie_along_the_data_axis(sizes: tuple[int, ...], slices: int, crossed: str):
+    grid = sharding.device_grid(sizes, _chips(slices, 8 // slices))
+    assert grid.shape == sizes and len(set(grid.flat)) == 8
+    slice_of = np.vectorize(lambda chip: chip.slice_index)(grid)
+    several = [
+        name
+        for axis, name in enumerate(sharding.AXES)
+        if (slice_of != np.take(slice_of, [0], axis)).any()
+    ]
+    assert several == crossed.split()
+
+
+def test_slices_that_the_axes_do_not_share_out():
+    with pytest.raises(ValueError, match="fsdp=3, tensor=2 does not fit 4 slices of 3 devices"):
+        sharding.device_grid((2, 3, 2), _chips(4, 3))
 
 
 def test_parameters_are_split_along_their_largest_divisible_axis():

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from opensep_jax import sharding, train
 from opensep_jax.checkpoint.state import Checkpoints, load_params
-from opensep_jax.cli import DoorError
+from opensep_jax.cli import EXIT_DONE, EXIT_PREEMPTED, DoorError
 from opensep_jax.data import records
 from tests import tiny_run
 from tests.tiny_dataset import prepare_folder
@@ -26,10 +28,10 @@ from tests.tiny_run import STEPS
 pytestmark = pytest.mark.usefixtures("compile_once")
 
 
-def _run(folder: Path, workdir: Path, data: int = 1, fsdp: int = 1, **changes: object) -> None:
+def _run(folder: Path, workdir: Path, data: int = 1, fsdp: int = 1, **changes: object) -> int:
     changes = {"mesh__data": data, "mesh__fsdp": fsdp, "mesh__fsdp_min_size": 64} | changes
     config = tiny_run.tiny_config(folder, **changes)
-    train.main(config, workdir, jax.devices()[: data * fsdp])
+    return train.main(config, workdir, jax.devices()[: data * fsdp])
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,9 @@ def test_what_a_run_leaves(straight: Path, tiny_dataset: Path):
     assert [step for step, _ in losses] == list(range(1, STEPS + 1))
     expected, _ = tiny_run.steps(tiny_dataset, STEPS)
     np.testing.assert_allclose([loss for _, loss in losses], expected, rtol=1e-6)
-    speeds = ("speed/steps_per_s", "speed/clips_per_s", "speed/data_wait_s")
+    speeds = (
+        "speed/steps_per_s", "speed/clips_per_s", "speed/clips_per_s_per_chip", "speed/data_wait_s"
+    )  # fmt: skip
     for name in (*speeds, "optim/learning_rate", "optim/gradient_norm"):
         assert len(tiny_run.read_metrics(straight, name)) == STEPS
     assert [step for step, _ in tiny_run.read_metrics(straight, "val/si_sdri")] == [STEPS]
@@ -125,6 +129,42 @@ def test_a_run_that_broke_off_goes_on_to_the_last_digit(
     )
     scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
     assert [event.step for event in scalars] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("moment", [pytest.param("step", marks=pytest.mark.slow), "save"])
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(
+    straight: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+):
+    """SIGTERM while a step is on the devices, and while a checkpoint is being written."""
+    place, told_at, calls = sharding.shard_batch, STEPS // 2 + (3 if moment == "step" else 1), []
+
+    def tell(*args: object) -> dict:
+        calls.append(1)
+        if len(calls) == told_at:  # the step before was given to the devices; or has been saved
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(*args)
+
+    close = Checkpoints.close
+
+    def tell_again(saved: Checkpoints) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(saved)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sharding, "shard_batch", tell)
+        patch.setattr(Checkpoints, "close", tell_again)
+        assert _run(tiny_dataset, tmp_path) == EXIT_PREEMPTED
+    steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert steps == [STEPS // 2, told_at]
+    assert len(tiny_run.read_metrics(tmp_path)) == told_at
+    config = tiny_run.tiny_config(tiny_dataset, mesh__data=1)
+    assert train.main(config, tmp_path, jax.devices()[:1], (STEPS - 1, STEPS)) == EXIT_DONE
+    assert tiny_run.read_metrics(tmp_path) == tiny_run.read_metrics(straight)
+    tiny_run.assert_same_arrays(
+        tiny_run.read_state(tmp_path, STEPS), tiny_run.read_state(straight, STEPS)
+    )
+    (profile,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
+    assert b"train_step" in profile.read_bytes()
 
 
 def test_resuming_on_another_mesh(
@@ -227,7 +267,7 @@ def test_a_batch_that_is_not_finite_stops_the_run(
     monkeypatch.setattr(train, "WORKDIR", _Flag(str(workdir)))
     for name in ("DEBUG", "DISTRIBUTED", "COORDINATOR"):
         monkeypatch.setattr(train, name, _Flag(False))
-    for name in ("NUM_PROCESSES", "PROCESS_ID"):
+    for name in ("NUM_PROCESSES", "PROCESS_ID", "PROFILE_STEPS"):
         monkeypatch.setattr(train, name, _Flag(None))
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda: one)

@@ -117,6 +117,16 @@ def test_config_files_that_cannot_be_used(cli: Callable, tmp_path: Path):
     assert code == 2 and "--num_processes and --process_id need --coordinator_address" in said
     code, said = cli(f"--config={CONFIG_FILE}", workdir, "stray")
     assert code == 2 and "unexpected arguments: stray" in said
+    code, said = cli(f"--config={CONFIG_FILE}", workdir, "--profile_steps=5:3")
+    assert code == 2 and "--profile_steps: '5:3' is not A:B with 1 <= A <= B" in said
+
+
+def test_workdirs_that_cannot_be_used(cli: Callable, monkeypatch: pytest.MonkeyPatch):
+    code, said = cli(f"--config={CONFIG_FILE}", "--workdir=memory://runs/a")
+    assert code == 2 and "--workdir=memory://runs/a: of gs, s3, az and local folders" in said
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # is not installed
+    code, said = cli(f"--config={CONFIG_FILE}", "--workdir=s3://runs/a")
+    assert code == 2 and "--workdir=s3://runs/a: Install s3fs" in said
 
 
 @pytest.mark.usefixtures("one_device")
@@ -126,7 +136,7 @@ def test_a_workdir_of_another_config(
     class Begun(ValueError):
         """Enough of this run."""
 
-    def begin(run: object, state: TrainState, board: object, saved: Checkpoints) -> None:
+    def begin(run: object, state: TrainState, board: object, saved: Checkpoints, *_) -> None:
         if not saved.steps:
             saved.save(1, state.replace(ema={}), state.ema, {})
         raise Begun("begun")
@@ -146,7 +156,7 @@ def test_a_full_disk_stops_the_run(
 ):
     """The checkpoint before is whole."""
 
-    def saves(run: train.Run, state: TrainState, board: Board, saved: Checkpoints) -> None:
+    def saves(run: object, state: TrainState, board: Board, saved: Checkpoints, *_) -> None:
         saved.save(1, state.replace(ema={}), state.ema, {})
         saved.wait()
         (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**16))

@@ -38,11 +38,11 @@ class Checkpoints:
     nothing that could be restored by mistake.
     """
 
-    def __init__(self, workdir: Path, config: dict, keep: int, metric: str):
+    def __init__(self, workdir: Path | epath.Path, config: dict, keep: int, metric: str):
         """Opens or makes `<workdir>/checkpoints`; removes what killed saves have left there.
 
         Args:
-            workdir: of the run.
+            workdir: of the run; in an object store as `epath.Path` (not yet run on one).
             config: stored with every checkpoint, JSON types only.
             keep: how many of the newest to keep; the best by `metric` is kept besides.
             metric: name in the scores given to `save`, larger is better.
@@ -197,7 +197,7 @@ def load_params(path: Path) -> tuple[dict, dict]:
     raise CheckpointError("; ".join(damaged))
 
 
-def read_config(workdir: Path) -> dict | None:
+def read_config(workdir: Path | epath.Path) -> dict | None:
     """The config that a workdir was made with; None for a new one.
 
     Raises:
@@ -215,7 +215,7 @@ def read_config(workdir: Path) -> dict | None:
     return None
 
 
-def write_config(workdir: Path, config: dict) -> None:
+def write_config(workdir: Path | epath.Path, config: dict) -> None:
     """Stores the config beside the checkpoints."""
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = workdir / ".config.json.tmp"
@@ -236,8 +236,9 @@ def _read_arrays(folder: Path) -> dict:
     return jax.device_get(arrays)
 
 
-def _folder(workdir: Path) -> Path:
-    return (Path(workdir) / "checkpoints").resolve()
+def _folder(workdir: Path | epath.Path) -> Path | epath.Path:
+    folder = workdir / "checkpoints"
+    return folder.resolve() if isinstance(folder, Path) else folder  # the latter: an object store
 
 
 def _config_file(step_folder: Path) -> Path:

@@ -5,6 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+# Else no program with a spectrogram in it is found again in JAX's compilation cache.
+jax.config.update("jax_remove_custom_partitioning_ptr_from_cache_key", True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +63,7 @@ def stft(wave_T: jax.Array, spec: Stft) -> jax.Array:
     index_NW = np.arange(n_frames)[:, None] * hop + np.arange(size)[None, :]
     frames_NW = padded_T[..., index_NW]
     frames_NW = frames_NW * _like(spec.window, frames_NW)
-    return jnp.swapaxes(jnp.fft.rfft(frames_NW, axis=-1), -1, -2)
+    return jnp.swapaxes(_rfft(frames_NW), -1, -2)
 
 
 def istft(spectrum_FN: jax.Array, spec: Stft, samples: int) -> jax.Array:
@@ -87,6 +92,49 @@ def magnitude(spectrum: jax.Array) -> jax.Array:
     """Absolute value with a finite gradient at zero, float32."""
     power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
     return jnp.sqrt(jnp.maximum(power, 1e-20))
+
+
+def _rfft(frames_NW: jax.Array) -> jax.Array:
+    """`jnp.fft.rfft` of rows where they are.
+
+    Elsewhere than on TPUs XLA gathers the rows of all devices, and each transforms them all.
+    """
+    return jax.lax.platform_dependent(frames_NW, tpu=jnp.fft.rfft, default=_rfft_in_place)
+
+
+@jax.custom_vjp
+def _rfft_in_place(frames_NW: jax.Array) -> jax.Array:
+    return _partitioned_rfft(frames_NW)
+
+
+def _rfft_forward(frames_NW: jax.Array) -> tuple[jax.Array, None]:
+    return _partitioned_rfft(frames_NW), None
+
+
+def _rfft_backward(_: None, gradient_NF: jax.Array) -> tuple[jax.Array]:
+    *lead, bins = gradient_NF.shape
+    frames_NW = jax.ShapeDtypeStruct((*lead, 2 * (bins - 1)), jnp.float32)
+    return jax.linear_transpose(jnp.fft.rfft, frames_NW)(gradient_NF)
+
+
+_rfft_in_place.defvjp(_rfft_forward, _rfft_backward)
+
+
+@custom_partitioning
+def _partitioned_rfft(frames_NW: jax.Array) -> jax.Array:
+    return jnp.fft.rfft(frames_NW)
+
+
+def _partition(mesh: Mesh, arguments: tuple, result: object) -> tuple:
+    (frames_NW,) = arguments
+    leading = frames_NW.sharding.spec[: len(frames_NW.shape) - 1]
+    rows = NamedSharding(mesh, PartitionSpec(*leading))
+    return mesh, jnp.fft.rfft, rows, (rows,)
+
+
+_partitioned_rfft.def_partition(
+    partition=_partition, sharding_rule="... w -> ... f", need_replication_factors=("w", "f")
+)
 
 
 def _like(values_T: np.ndarray, array: jax.Array) -> np.ndarray:

@@ -3,12 +3,15 @@
 import io
 import json
 import os
+import shutil
 import socket
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import soundfile
+from etils import epath
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -17,28 +20,38 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from opensep_jax.training.panels import Exhibit
 
+_LINES = "metrics.jsonl"
+
 
 class Board:
     """Writes scalars, sounds and pictures under a workdir; does nothing unless `active`.
 
     Everything is on disk when a call returns. A disk that is full is an `OSError` with the file.
+    Object stores cannot append to files: what belongs there is on the local disk until `publish`.
+
+    Attributes:
+        folder: where files are written; the workdir, if that is local.
     """
 
-    def __init__(self, workdir: Path, first_step: int = 0, active: bool = True):
+    def __init__(self, workdir: Path | epath.Path, first_step: int = 0, active: bool = True):
         """Opens `events.*` and `metrics.jsonl` to go on after `first_step`.
 
         What an earlier process wrote for later steps is dropped: from `metrics.jsonl` here, from
         the events by TensorBoard when it reads them.
         """
-        self._active = active
+        self._active, self._remote, self.folder = active, None, workdir
         if not active:
             return
-        workdir.mkdir(parents=True, exist_ok=True)
-        lines = workdir / "metrics.jsonl"
+        if not isinstance(workdir, Path):
+            self._remote, self.folder = workdir, Path(tempfile.mkdtemp(prefix="opensep-"))
+            if (workdir / _LINES).exists():
+                (self.folder / _LINES).write_bytes((workdir / _LINES).read_bytes())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = self.folder / _LINES
         _drop_lines_after(first_step, lines)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._lines = lines.open("ab", buffering=0)
-        self._events = (workdir / name).open("ab", buffering=0)
+        self._events = (self.folder / name).open("ab", buffering=0)
         self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         session = SessionLog(status=SessionLog.START)
         self._add_event(Event(wall_time=time.time(), step=first_step + 1, session_log=session))
@@ -102,11 +115,24 @@ class Board:
         plain = {k: v if isinstance(v, (bool, int, float)) else str(v) for k, v in values.items()}
         self._add(step, list(hparams_pb(plain).value))
 
+    def publish(self) -> None:
+        """Copies what has been written to the object store, if the workdir is in one."""
+        if self._remote is None:
+            return
+        for file in sorted(self.folder.rglob("*")):
+            if file.is_file():
+                copy = self._remote / file.relative_to(self.folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(file.read_bytes())
+
     def close(self) -> None:
         """Closes the files."""
         if self._active:
             self._events.close()
             self._lines.close()
+        self.publish()
+        if self._remote is not None:
+            shutil.rmtree(self.folder)
 
     def _add(self, step: int, values: list[Summary.Value]) -> None:
         self._add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))

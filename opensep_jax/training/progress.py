@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from opensep_jax.training.board import Board
+from opensep_jax.training.hardware import memory, utilisation
 
 _IN_FLIGHT = 2  # steps given to the devices and not finished
 
@@ -22,7 +22,7 @@ class Timed:
         """Wraps an iterator."""
         self._source, self._waited = source, 0.0
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> dict[str, jax.Array]:
         start = time.monotonic()
         item = next(self._source)
         self._waited += time.monotonic() - start
@@ -42,6 +42,7 @@ class Progress:
 
     Attributes:
         halted: a step that was not finite has been seen.
+        step_flops: floating-point operations of one device in a step; None while unknown.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Progress:
         steps: int,
         log_every_steps: int,
         clips_per_step: float,
+        devices: int,
         visible: bool,
     ):
         """Starts the clock.
@@ -64,11 +66,12 @@ class Progress:
             steps: last step of the run.
             log_every_steps: n.
             clips_per_step: clips that are mixed in a step, on average.
+            devices: that share them.
             visible: whether a terminal shows a bar.
         """
-        self.halted = False
+        self.halted, self.step_flops = False, None
         self._board, self._stream, self._steps = board, stream, steps
-        self._every, self._clips_per_step = log_every_steps, clips_per_step
+        self._every, self._clips_per_step, self._devices = log_every_steps, clips_per_step, devices
         self._bar = tqdm(
             total=steps, initial=first_step, unit="step", dynamic_ncols=True,
             disable=None if visible else True,
@@ -93,10 +96,14 @@ class Progress:
         self.flush()
         now, steps = time.monotonic(), done - self._logged
         speed = steps / (now - self._since)
+        clips_per_s = speed * self._clips_per_step
         rates = {
             "speed/steps_per_s": speed,
-            "speed/clips_per_s": speed * self._clips_per_step,
+            "speed/clips_per_s": clips_per_s,
+            "speed/clips_per_s_per_chip": clips_per_s / self._devices,
             "speed/data_wait_s": self._stream.pop_wait() / steps,
+            **utilisation(self.step_flops, speed, jax.local_devices()[0].device_kind),
+            **memory(jax.local_devices()),
         }
         self._pending, self._logged, self._since = (done, metrics, rates), done, now
 

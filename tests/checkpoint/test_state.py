@@ -18,6 +18,8 @@ from opensep_jax.checkpoint.state import (
     read_config,
     write_config,
 )
+from opensep_jax.processes import check_shared
+from tests.memory_store import memory_store
 
 CONFIG = {"schema": 1, "nested": {"rate": 1e-3, "counts": [2, 3]}}
 
@@ -245,6 +247,17 @@ def test_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             _open(tmp_path).save(2, _state(2), _ema(2), {})
     assert str(caught.value).endswith("No space left on device; whole checkpoints: 1")
     assert _restored_step(tmp_path) == 1
+
+
+def test_config_of_a_workdir_in_an_object_store():
+    with memory_store() as bucket:
+        workdir = bucket / "runs" / "new"
+        check_shared(workdir)
+        assert read_config(workdir) is None
+        for config in (CONFIG, CONFIG | {"task": "separator"}):
+            write_config(workdir, config)
+            assert read_config(workdir) == config
+        assert [file.name for file in workdir.iterdir()] == ["config.json"]
 
 
 def test_config_of_a_workdir(tmp_path: Path):

@@ -1,10 +1,12 @@
 """STFT: equal to librosa's, perfect reconstruction, one compilation."""
 
 import jax
+import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
 
+from opensep_jax import sharding
 from opensep_jax.signal.stft import Stft, istft, magnitude, stft
 
 
@@ -48,3 +50,27 @@ def test_magnitude_has_a_finite_gradient_at_zero():
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="hop_samples.*1024 and 600"):
         Stft(1024, 600)
+
+
+def test_devices_transform_their_own_rows():
+    mesh = sharding.make_mesh(data=8, fsdp=1, tensor=1)
+    spec, rows = Stft(64, 16), sharding.batch_sharding(mesh)
+    wave_BT = np.random.default_rng(0).normal(size=(8, 320)).astype(np.float32)
+    transform = jax.jit(lambda wave_BT: stft(wave_BT, spec), in_shardings=rows, out_shardings=rows)
+    assert "all-gather" not in transform.lower(wave_BT).compile().as_text()
+    whole = stft(jnp.asarray(wave_BT), spec)
+    np.testing.assert_array_equal(transform(wave_BT), whole)
+
+
+def test_gradient():
+    """Of a linear map: its transpose, as a product of inner products tells."""
+    rng = np.random.default_rng(1)
+    wave_T = jnp.asarray(rng.normal(size=320), jnp.float32)
+    weight_FN = jnp.asarray(rng.normal(size=(33, 21)), jnp.float32)
+
+    def power(wave_T: jax.Array) -> jax.Array:
+        return jnp.sum(weight_FN * jnp.abs(stft(wave_T, Stft(64, 16))) ** 2)
+
+    np.testing.assert_allclose(
+        jnp.vdot(jax.grad(power)(wave_T), wave_T), 2 * power(wave_T), rtol=1e-4
+    )

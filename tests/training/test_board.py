@@ -13,6 +13,7 @@ from tensorboard.util import tensor_util
 
 from opensep_jax.training.board import Board
 from opensep_jax.training.panels import Exhibit
+from tests.memory_store import memory_store
 
 
 def _read(workdir: Path) -> EventAccumulator:
@@ -82,6 +83,24 @@ def test_from_the_start_everything_is_dropped(tmp_path: Path):
     board.close()
     Board(tmp_path).close()
     assert _steps(tmp_path) == []
+
+
+def test_an_object_store_has_what_was_published(tmp_path: Path):
+    with memory_store() as bucket:
+        killed = Board(bucket / "run")
+        killed.scalars(1, {"loss": 1.0})
+        killed.publish()
+        killed.scalars(2, {"loss": 0.5})
+        board = Board(bucket / "run", first_step=1)
+        board.scalars(2, {"loss": 0.25})
+        board.close()
+        assert not board.folder.exists()
+        for file in (bucket / "run").iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        killed.close()
+    assert _steps(tmp_path) == [1, 2]
+    values = [(event.step, event.value) for event in _read(tmp_path).Scalars("loss")]
+    assert values == [(1, 1), (2, 0.25)]
 
 
 @pytest.mark.parametrize("call", ["scalars", "audio", "image", "text", "exhibit"])

@@ -25,7 +25,7 @@ def progress(tmp_path: Path):
     board = Board(tmp_path)
     progress = Progress(
         board, Timed(iter([])), first_step=4, steps=11, log_every_steps=3, clips_per_step=32.0,
-        visible=False,
+        devices=4, visible=False,
     )  # fmt: skip
     yield progress
     progress.close()
@@ -54,6 +54,8 @@ def test_speed_is_of_the_steps_since_the_last_line(progress: Progress, tmp_path:
     line = _lines(tmp_path)[0]
     assert 2 / 0.4 < line["speed/steps_per_s"] < 2 / 0.02
     assert line["speed/clips_per_s"] == pytest.approx(32 * line["speed/steps_per_s"])
+    assert line["speed/clips_per_s_per_chip"] == pytest.approx(8 * line["speed/steps_per_s"])
+    assert "speed/mfu" not in line and "memory/in_use_gib" not in line  # of a CPU nobody knows
 
 
 def test_what_is_not_a_number_is_left_out(progress: Progress, tmp_path: Path):

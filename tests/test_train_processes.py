@@ -1,0 +1,168 @@
+"""Real processes on loopback: one run on any topology, through kills and requests to stop.
+
+No run here comes to its end: each is told to stop, or killed, so nothing compiles a validation.
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from opensep_jax import sharding, train
+from opensep_jax.cli import EXIT_PREEMPTED
+from tests import tiny_run
+from tests.several_processes import codes, started
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compile_once")]
+SAVED = 10
+REFERENCE = 60  # steps that are compared; processes that are told to stop may go on for longer
+SETTINGS = {
+    "train__steps": 1000,
+    "train__save_every_steps": SAVED,
+    "train__keep_checkpoints": 1000,
+    "eval__every_steps": 1000,
+    "mesh__fsdp_min_size": 64,
+}
+
+# The command as it is, but that one process sends itself a signal while it takes a step's batch.
+COMMAND = """
+import json, os, sys
+from opensep_jax import sharding, train
+
+shard_batch, hook = sharding.shard_batch, json.loads(os.environ["HOOK"])
+step, mine = hook["first"], f"--process_id={hook['process']}" in sys.argv
+
+def shard(*args):
+    global step
+    step += 1
+    if mine and step == hook["step"]:
+        os.kill(os.getpid(), hook["signal"])
+    return shard_batch(*args)
+
+sharding.shard_batch = shard
+train.cli()
+"""
+
+
+def _checkpoints(workdir: Path) -> list[int]:
+    return sorted(int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit())
+
+
+def _in_process(folder: Path, workdir: Path, last_step: int, data: int, fsdp: int = 1) -> None:
+    """Runs on some devices of this process until it is told to stop, after a step."""
+    place, step = sharding.shard_batch, max(_checkpoints(workdir), default=0)
+
+    def tell(*args: object) -> dict:
+        nonlocal step
+        step += 1
+        if step == last_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(*args)
+
+    config = tiny_run.tiny_config(folder, mesh__data=data, mesh__fsdp=fsdp, **SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "shard_batch", tell)
+        assert train.main(config, workdir, jax.devices()[: data * fsdp]) == EXIT_PREEMPTED
+
+
+def _processes(
+    folder: Path, workdir: Path, count: int, devices: int, step: int, send: int, *flags: str
+) -> tuple[list[int], float]:
+    """Runs in processes, the last of which gets a signal at a step.
+
+    Returns:
+        Exit codes, and seconds from the end of the last process to that of all.
+    """
+    settings = {name.replace("__", "."): value for name, value in SETTINGS.items()}
+    settings |= {"data.folder": folder, "data.threads": 1}
+    command = ["-c", COMMAND, "--config=configs/debug.py", f"--workdir={workdir}", *flags]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    first = max(_checkpoints(workdir), default=0)
+    hook = {"first": first, "process": count - 1, "step": step, "signal": int(send)}
+    with started(command, count, devices, workdir / "logs", HOOK=json.dumps(hook)) as children:
+        codes(children[-1:])
+        begin = time.monotonic()
+        return codes(children), time.monotonic() - begin
+
+
+def _losses(workdir: Path) -> np.ndarray:
+    """Of the steps that are compared, which are all there, in order."""
+    steps, losses = zip(*tiny_run.read_metrics(workdir), strict=True)
+    assert steps == tuple(range(1, len(steps) + 1)) and len(steps) >= 10
+    return np.array(losses[:REFERENCE])
+
+
+def _difference(workdir: Path, reference: Path) -> float:
+    """Largest relative difference of losses."""
+    losses = _losses(workdir)
+    return float(np.max(np.abs(losses / _losses(reference)[: len(losses)] - 1)))
+
+
+@pytest.fixture(scope="module")
+def one_device(
+    tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory, compile_once: None
+) -> Path:
+    """Workdir of a run on one device."""
+    workdir = tmp_path_factory.mktemp("one_device")
+    _in_process(tiny_dataset, workdir, REFERENCE, data=1)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def four_by_two(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Workdir of a run of four processes with two devices each; the last was told to stop."""
+    workdir = tmp_path_factory.mktemp("four_by_two")
+    told = 13
+    ended, _ = _processes(tiny_dataset, workdir, 4, 2, told, signal.SIGTERM, "--config.mesh.fsdp=2")
+    assert ended == [EXIT_PREEMPTED] * 4, (workdir / "logs" / "0.log").read_text()
+    steps = _checkpoints(workdir)
+    assert steps[0] == SAVED and steps[-1] >= told
+    assert len(tiny_run.read_metrics(workdir)) == steps[-1]  # where all have stopped
+    return workdir
+
+
+@pytest.fixture
+def saved(four_by_two: Path, tmp_path: Path) -> Path:
+    """A workdir with nothing but the first checkpoint of that run, and the lines up to it."""
+    shutil.copytree(four_by_two / "checkpoints" / str(SAVED), tmp_path / "checkpoints" / str(SAVED))
+    shutil.copy(four_by_two / "config.json", tmp_path)
+    lines = (four_by_two / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:SAVED]))
+    return tmp_path
+
+
+def test_four_processes_are_one(
+    one_device: Path, four_by_two: Path, tiny_dataset: Path, tmp_path: Path
+):
+    _in_process(tiny_dataset, tmp_path, 12, data=4, fsdp=2)
+    assert _difference(four_by_two, one_device) < 1e-5
+    assert _difference(tmp_path, one_device) < 1e-5
+
+
+def test_resuming_on_one_process(one_device: Path, saved: Path, tiny_dataset: Path):
+    _in_process(tiny_dataset, saved, SAVED + 5, data=4)
+    assert _checkpoints(saved) == [SAVED, SAVED + 5]
+    assert _difference(saved, one_device) < 1e-5
+
+
+def test_resuming_on_two_processes_and_losing_one(
+    one_device: Path, saved: Path, tiny_dataset: Path
+):
+    ended, seconds = _processes(tiny_dataset, saved, 2, 1, 2 * SAVED + 8, signal.SIGKILL)
+    assert ended[1] == -signal.SIGKILL and ended[0] not in (0, EXIT_PREEMPTED)
+    assert seconds < 60
+    lost, newest = tiny_run.read_metrics(saved), _checkpoints(saved)[-1]
+    assert (
+        newest in (SAVED, 2 * SAVED) and len(lost) > newest
+    )  # killed while it was written, or not
+    ended, _ = _processes(tiny_dataset, saved, 2, 1, 2 * SAVED + 9, signal.SIGTERM)
+    assert ended == [EXIT_PREEMPTED] * 2
+    assert tiny_run.read_metrics(saved)[: len(lost)] == lost  # the lost steps again, to the digit
+    assert len(_losses(saved)) > len(lost)
+    assert _difference(saved, one_device) < 1e-5
