@@ -1,6 +1,7 @@
 """Every key of every config, with unit and source; the other configs are small changes of this.
 
-The network at the paper's scale on any prepared folder.
+The network at the paper's scale on any prepared folder, with a batch for 256 TPU v5e chips; what it
+takes there and elsewhere tells `python -m opensep_jax.plan`.
 
 Command: python -m opensep_jax.train --config configs/base.py --workdir runs/base \
              --config.data.folder=PREPARED
@@ -90,7 +91,7 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 200_000  # ours
-    c.train.batch = 64  # mixtures of a step over all devices # ours
+    c.train.batch = 2048  # mixtures of a step over all devices: 8 for each of 256 chips # ours
     c.train.accumulation = 1  # parts whose gradients are averaged # ours
     c.train.log_every_steps = 50
     c.train.save_every_steps = 1000

@@ -167,6 +167,20 @@ def place(tree: object, layout: object) -> object:
     )
 
 
+def shapes(tree: object, layout: object) -> object:
+    """Shapes that carry shardings, for what is lowered or restored without its arrays.
+
+    Args:
+        tree: arrays or shapes.
+        layout: a sharding for all of them, or a tree of shardings.
+    """
+    if isinstance(layout, NamedSharding):
+        layout = jax.tree.map(lambda _: layout, tree)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout
+    )
+
+
 def gather(tree: object, layout: object) -> object:
     """Within jit: whole copies of parameters that are split over the fsdp axis, all at once.
 

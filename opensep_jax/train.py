@@ -74,8 +74,8 @@ class Run:
         layout: sharding of every array of the state.
         tx: optimiser.
         schedule: its learning rate by step.
-        constants: arrays on the devices that no step changes.
-        key: of all randomness on the devices.
+        constants: arrays on the devices that no step changes; their shapes before `start`.
+        key: of all randomness on the devices; likewise.
     """
 
     config: ml_collections.ConfigDict
@@ -138,13 +138,25 @@ def main(
 
 
 def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
-    """Mesh, task, optimiser and layout of the state."""
+    """Mesh, task, optimiser and layout of the state; what no step changes is on the devices."""
+    run = design(config, build_task(config), devices)
+    whole = sharding.replicated(run.mesh)
+    return dataclasses.replace(
+        run,
+        constants=sharding.place(run.task.constants(), whole),
+        key=jax.jit(jax.random.key, out_shardings=whole)(config.seed),
+    )
+
+
+def design(
+    config: ml_collections.ConfigDict, task: SeparatorTask, devices: Sequence[jax.Device] | None
+) -> Run:
+    """A run of shapes: nothing is put on the devices, which may be described and not there."""
     check_numbers(config)
     mesh = sharding.make_mesh(
         **{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices
     )
     sharding.check_batch(mesh, config.train.batch, config.train.accumulation)
-    task = build_task(config)
     optim = config.optim.to_dict()
     schedule = make_schedule(
         peak=optim.pop("learning_rate"), warmup_steps=optim.pop("warmup_steps"),
@@ -153,12 +165,12 @@ def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
     del optim["ema_decay"]
     tx = make_optimizer(schedule, **optim)
     whole = sharding.replicated(mesh)
-    abstract = jax.eval_shape(lambda key: init_state(task.init(key), tx), jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, config.seed)
+    state = jax.eval_shape(lambda key: init_state(task.init(key), tx), key)
     return Run(
         config=config, task=task, mesh=mesh, tx=tx, schedule=schedule,
-        layout=sharding.param_sharding(abstract, mesh, config.mesh.fsdp_min_size),
-        constants=sharding.place(task.constants(), whole),
-        key=jax.jit(jax.random.key, out_shardings=whole)(config.seed),
+        layout=sharding.param_sharding(state, mesh, config.mesh.fsdp_min_size),
+        constants=sharding.shapes(task.constants(), whole), key=sharding.shapes(key, whole),
     )  # fmt: skip
 
 
@@ -169,10 +181,7 @@ def first_state(run: Run, saved: Checkpoints) -> TrainState:
     def init(key: jax.Array) -> TrainState:
         return init_state(run.task.init(key), run.tx)
 
-    target = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        jax.eval_shape(init, run.key), run.layout,
-    )  # fmt: skip
+    target = sharding.shapes(jax.eval_shape(init, run.key), run.layout)
     restored = saved.restore_newest(target.replace(ema={}), target.ema)
     if restored is not None:
         step, state, ema = restored

@@ -21,9 +21,11 @@ RANK = {
     "discovery": 2,
     "separator": 2,
     "training": 3,
+    "planning": 3,
     "api": 4,
 }
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
+COMPILES = ("forecast", "train")  # a plan is about the very step that `train` takes
 DOOR_PARTS = {
     "cli",
     "discovered",
@@ -34,6 +36,7 @@ DOOR_PARTS = {
     "report",
     "run_config",
     "tasks",
+    "forecast",
 }  # what doors share, or are split into
 MODEL_LIBRARIES = {"jax", "flax"}
 WEIGHT_FILES = {  # published weights
@@ -98,7 +101,7 @@ def test_nothing_imports_a_door():
         f"{file.relative_to(ROOT)}:{line} imports {other}"
         for file in _modules()
         for line, other in _own_imports(file)
-        if other in DOORS
+        if other in DOORS and (_room(file), other) != COMPILES
     ]
     assert not wrong, "\n".join(wrong)
 

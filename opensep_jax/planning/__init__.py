@@ -1,0 +1,1 @@
+"""What a training step will cost on devices that are not here."""
