@@ -37,6 +37,7 @@ MODEL_LIBRARIES = {"jax", "flax"}
 WEIGHT_FILES = {  # published weights
     "convert.py",
     "tables.py",
+    "paper_table.py",
     "safetensors.py",
     "pth.py",
     "gguf_file.py",
