@@ -22,7 +22,7 @@ RANK = {
     "training": 3,
     "api": 4,
 }
-DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
+DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan", "import_predecessor"}
 DOOR_PARTS = {
     "cli",
     "discovered",
