@@ -1,5 +1,7 @@
 """The predecessor's U-Net, parameter by parameter: public weights fit, the arithmetic is shared."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,36 +65,68 @@ class PaperUNet(nn.Module):
             text_mask_BPL: bool, True where a token is real; what padding holds has no effect.
 
         Returns:
-            Logits float32 [B, P, F, N], and intermediates: `bottom`, the innermost level.
+            Logits float32 [B, P, F, N], and intermediates: `shared`, the last level without text.
         """
         bins, frames = level_BFN.shape[-2:]
         prompts = text_BPLC.shape[1]
-        down, up = (nn.remat(m) if self.remat else m for m in (Down, Up))
+        down = nn.remat(Down) if self.remat else Down
         widths = [self.width * min(2**i, 8) for i in range(self.downs)]
-        states_PLC = text_BPLC.reshape(-1, *text_BPLC.shape[2:])
-        mask_PL = text_mask_BPL.reshape(-1, text_mask_BPL.shape[-1])
-
         stride = 2**self.downs
         padding = ((0, 0), (0, -bins % stride), (0, -frames % stride))
         x = BatchNorm(jnp.float32, name="input_norm")(jnp.pad(level_BFN, padding)[..., None])
-        x = x.astype(self.dtype)  # [B, F, N, 1]
-        encoded = []
-        for i, width in enumerate(widths):
-            if i == _SHARED:
-                x = jnp.repeat(x, prompts, axis=0)
-            x = down(width, self.dtype, name=f"down{i}")(x)
-            if i >= _SHARED:
-                block = TextBlock(self.heads, self.dtype, name=f"text{i}")
-                x = block(x, states_PLC.astype(self.dtype), mask_PL)
-            encoded.append(x)
-        bottom = x
-        x = up(widths[-2], self.dtype, name=f"up{self.downs - 1}")(None, x)
-        for i in reversed(range(1, self.downs - 1)):
-            x = up(widths[i - 1], self.dtype, name=f"up{i}")(encoded[i], x)
-        x = up(None, self.dtype, name="up0")(encoded[0], x)
-        weight_PD = nn.sigmoid(self._joint(states_PLC[:, 0].astype(jnp.float32)))
-        logits = Head(self.features, self.dtype, name="head")(x, weight_PD)
-        return logits[:, :bins, :frames].reshape(-1, prompts, bins, frames), {"bottom": bottom}
+        x, skips = x.astype(self.dtype), []  # [B, F, N, 1]
+        for i in range(_SHARED):
+            x = down(widths[i], self.dtype, name=f"down{i}")(x)
+            skips.append(Skip(widths[i], self.dtype, name=f"skip{i}")(x))
+
+        sizes = (widths, self.features, self.heads, self.joint_width, self.remat, self.dtype)
+        if prompts == 1 or self.is_mutable_collection("statistics"):
+            text_PLC = text_BPLC.reshape(-1, *text_BPLC.shape[2:])
+            mask_PL = text_mask_BPL.reshape(-1, text_mask_BPL.shape[-1])
+            _, logits = Prompt(*sizes, name="prompt")((x, skips), text_PLC, mask_PL)
+            logits = logits.reshape(-1, prompts, *logits.shape[1:])
+        else:  # one after the other, in a fraction of the memory
+            one_by_one = nn.scan(
+                Prompt, variable_broadcast="params", split_rngs={"params": False},
+                in_axes=1, out_axes=1,
+            )  # fmt: skip
+            _, logits = one_by_one(*sizes, name="prompt")((x, skips), text_BPLC, text_mask_BPL)
+        return logits[:, :, :bins, :frames], {"shared": x}
+
+
+Shared = tuple[jax.Array, list[tuple[jax.Array, jax.Array, jax.Array]]]
+
+
+class Prompt(nn.Module):
+    """What sees a prompt: the deeper levels on the way down, and all of the way up."""
+
+    widths: Sequence[int]
+    features: int
+    heads: int
+    joint_width: int
+    remat: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, shared: Shared, text_PLC: jax.Array, text_mask_PL: jax.Array
+    ) -> tuple[Shared, jax.Array]:
+        """Last shared level and skips of B mixtures, P prompts -> the former, logits [P, F, N]."""
+        down, up = (nn.remat(m) if self.remat else m for m in (Down, Up))
+        levels, widths = len(self.widths), self.widths
+        x, skips = shared[0], list(shared[1])
+        x = _for_prompts(x, text_PLC)
+        for i in range(_SHARED, levels):
+            x = down(widths[i], self.dtype, name=f"down{i}")(x)
+            block = TextBlock(self.heads, self.dtype, name=f"text{i}")
+            x = block(x, text_PLC.astype(self.dtype), text_mask_PL)
+            innermost = i == levels - 1
+            skip = Skip(widths[i], self.dtype, name=f"skip{i}")
+            skips.append(skip(None if innermost else x))
+        for i in reversed(range(levels)):
+            x = up(widths[i - 1] if i else None, self.dtype, name=f"up{i}")(x, skips[i])
+        weight_PD = nn.sigmoid(self._joint(text_PLC[:, 0].astype(jnp.float32)))
+        return shared, Head(self.features, self.dtype, name="head")(x, weight_PD)
 
     def _joint(self, first_PC: jax.Array) -> jax.Array:
         """Weights of the features, before the sigmoid, from the states of first tokens."""
@@ -147,33 +181,44 @@ class Down(nn.Module):
         return nn.leaky_relu(x + BatchNorm(self.dtype, name="res_norm")(h), 0.2)
 
 
+class Skip(nn.Module):
+    """The part of a level's residual convolution, on the way up, that sees only the skip."""
+
+    width: int  # of what comes up from below; the skip has as many channels
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, skip: jax.Array | None) -> tuple[jax.Array | None, jax.Array, jax.Array]:
+        """[B, rows, columns, width] -> it in double size, convolved; and the kernel of the rest."""
+        channels = self.width if skip is None else 2 * self.width
+        kernel = self.param("kernel", _INIT, (3, 3, channels, channels)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,)).astype(self.dtype)
+        if skip is None:
+            return None, _per_channel(bias), kernel
+        skip = upsample(upsample(skip, 1), 2)
+        h = conv3x3(skip, kernel[:, :, : self.width]) + _per_channel(bias)
+        return skip, h, kernel[:, :, self.width :]
+
+
 class Up(nn.Module):
-    """Doubles the resolution; a residual block over skip and input; a convolution to `width`."""
+    """Doubles the resolution; a residual block with the skip; a convolution to `width`."""
 
     width: int | None  # None: what follows the residual block is the head
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, skip: jax.Array | None, x: jax.Array) -> jax.Array:
-        """[P, rows, columns, C], its skip [B or P, ...] -> [P, 2 rows, 2 columns, width]."""
+    def __call__(self, x: jax.Array, of_skip: tuple) -> jax.Array:
+        """[P, rows, columns, C] and what `Skip` gave -> [P, 2 rows, 2 columns, width]."""
+        skip, h_skip, kernel = of_skip
         x = upsample(upsample(x, 1), 2)
-        split = 0 if skip is None else skip.shape[-1]
-        channels = split + x.shape[-1]
-        kernel = self.param("res_kernel", _INIT, (3, 3, channels, channels)).astype(self.dtype)
-        bias = self.param("res_bias", nn.initializers.zeros, (channels,))
-        bias = _per_channel(bias.astype(self.dtype))
-        h = conv3x3(x, kernel[:, :, split:])
-        if skip is None:
-            h = h + bias
-        else:
-            prompts = x.shape[0] // skip.shape[0]
-            skip = upsample(upsample(skip, 1), 2)
-            h = h + jnp.repeat(conv3x3(skip, kernel[:, :, :split]) + bias, prompts, axis=0)
-            x = jnp.concatenate([jnp.repeat(skip, prompts, axis=0), x], axis=-1)
+        h = conv3x3(x, kernel) + _for_prompts(h_skip, x)
+        if skip is not None:
+            x = jnp.concatenate([_for_prompts(skip, x), x], axis=-1)
         x = nn.leaky_relu(x + BatchNorm(self.dtype, name="res_norm")(h), 0.2)
         if self.width is None:
             return x
-        kernel = self.param("kernel", _INIT, (3, 3, channels, self.width)).astype(self.dtype)
+        shape = (3, 3, x.shape[-1], self.width)
+        kernel = self.param("kernel", _INIT, shape).astype(self.dtype)
         return nn.relu(BatchNorm(self.dtype, name="norm")(conv3x3(x, kernel)))
 
 
@@ -243,6 +288,11 @@ class TextBlock(nn.Module):
         heads = (x.reshape(*x.shape[:2], *split) for x in (q, k, v))
         out = jax.nn.dot_product_attention(*heads, mask=mask)
         return self._dense(f"{name}_out", out.reshape(q.shape), width)
+
+
+def _for_prompts(x: jax.Array, like: jax.Array) -> jax.Array:
+    """What is there once per mixture, for each of its prompts."""
+    return jnp.repeat(x, like.shape[0] // x.shape[0], axis=0)
 
 
 def _per_channel(values_C: jax.Array) -> jax.Array:
