@@ -104,7 +104,7 @@ def test_an_imported_checkpoint_separates(checkpoint: Path):
 def test_weights_stay_in_float32(checkpoint: Path, tensors: dict[str, np.ndarray]):
     config, _, params = load_separator(checkpoint)
     scale = tensors["module.net_synthesizer.scale"]
-    np.testing.assert_array_equal(params["prompt"]["head"]["scale"], scale)
+    np.testing.assert_array_equal(params["decoder"]["head"]["scale"], scale)
     assert config["origin"]["file"] == "model_weights.pth.tar"
 
 

@@ -69,7 +69,7 @@ class PaperUNet(nn.Module):
         """
         bins, frames = level_BFN.shape[-2:]
         prompts = text_BPLC.shape[1]
-        down = nn.remat(Down) if self.remat else Down
+        down, up = (nn.remat(m) if self.remat else m for m in (Down, Up))
         widths = [self.width * min(2**i, 8) for i in range(self.downs)]
         stride = 2**self.downs
         padding = ((0, 0), (0, -bins % stride), (0, -frames % stride))
@@ -78,55 +78,33 @@ class PaperUNet(nn.Module):
         for i in range(_SHARED):
             x = down(widths[i], self.dtype, name=f"down{i}")(x)
             skips.append(Skip(widths[i], self.dtype, name=f"skip{i}")(x))
+        shared, deep = x, {}
 
-        sizes = (widths, self.features, self.heads, self.joint_width, self.remat, self.dtype)
-        if prompts == 1 or self.is_mutable_collection("statistics"):
-            text_PLC = text_BPLC.reshape(-1, *text_BPLC.shape[2:])
-            mask_PL = text_mask_BPL.reshape(-1, text_mask_BPL.shape[-1])
-            _, logits = Prompt(*sizes, name="prompt")((x, skips), text_PLC, mask_PL)
-            logits = logits.reshape(-1, prompts, *logits.shape[1:])
-        else:  # one after the other, in a fraction of the memory
-            one_by_one = nn.scan(
-                Prompt, variable_broadcast="params", split_rngs={"params": False},
-                in_axes=1, out_axes=1,
-            )  # fmt: skip
-            _, logits = one_by_one(*sizes, name="prompt")((x, skips), text_BPLC, text_mask_BPL)
-        return logits[:, :, :bins, :frames], {"shared": x}
-
-
-Shared = tuple[jax.Array, list[tuple[jax.Array, jax.Array, jax.Array]]]
-
-
-class Prompt(nn.Module):
-    """What sees a prompt: the deeper levels on the way down, and all of the way up."""
-
-    widths: Sequence[int]
-    features: int
-    heads: int
-    joint_width: int
-    remat: bool
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(
-        self, shared: Shared, text_PLC: jax.Array, text_mask_PL: jax.Array
-    ) -> tuple[Shared, jax.Array]:
-        """Last shared level and skips of B mixtures, P prompts -> the former, logits [P, F, N]."""
-        down, up = (nn.remat(m) if self.remat else m for m in (Down, Up))
-        levels, widths = len(self.widths), self.widths
-        x, skips = shared[0], list(shared[1])
+        text_PLC = text_BPLC.reshape(-1, *text_BPLC.shape[2:])
+        mask_PL = text_mask_BPL.reshape(-1, text_mask_BPL.shape[-1])
         x = _for_prompts(x, text_PLC)
-        for i in range(_SHARED, levels):
+        for i in range(_SHARED, self.downs):
             x = down(widths[i], self.dtype, name=f"down{i}")(x)
             block = TextBlock(self.heads, self.dtype, name=f"text{i}")
-            x = block(x, text_PLC.astype(self.dtype), text_mask_PL)
-            innermost = i == levels - 1
-            skip = Skip(widths[i], self.dtype, name=f"skip{i}")
-            skips.append(skip(None if innermost else x))
-        for i in reversed(range(levels)):
-            x = up(widths[i - 1] if i else None, self.dtype, name=f"up{i}")(x, skips[i])
+            x = block(x, text_PLC.astype(self.dtype), mask_PL)
+            innermost = i == self.downs - 1
+            deep[i] = Skip(widths[i], self.dtype, name=f"skip{i}")(None if innermost else x)
+        for i in reversed(deep):
+            x = up(widths[i - 1], self.dtype, name=f"up{i}")(x, deep[i])
         weight_PD = nn.sigmoid(self._joint(text_PLC[:, 0].astype(jnp.float32)))
-        return shared, Head(self.features, self.dtype, name="head")(x, weight_PD)
+
+        sizes = widths[: _SHARED - 1], self.features, self.remat, self.dtype
+        if prompts == 1 or self.is_mutable_collection("statistics"):
+            _, logits = Decoder(*sizes, name="decoder")(skips, x, weight_PD)
+            logits = logits.reshape(-1, prompts, *logits.shape[1:])
+        else:  # prompt by prompt, so that the largest arrays are there once
+            one_by_one = nn.scan(
+                Decoder, variable_broadcast="params", split_rngs={"params": False},
+                in_axes=1, out_axes=1,
+            )  # fmt: skip
+            of_prompts = (a.reshape(-1, prompts, *a.shape[1:]) for a in (x, weight_PD))
+            _, logits = one_by_one(*sizes, name="decoder")(skips, *of_prompts)
+        return logits[:, :, :bins, :frames], {"shared": shared}
 
     def _joint(self, first_PC: jax.Array) -> jax.Array:
         """Weights of the features, before the sigmoid, from the states of first tokens."""
@@ -135,6 +113,29 @@ class Prompt(nn.Module):
         joint = nn.Dense(self.joint_width, kernel_init=_INIT, name="projection1")(h)
         joint = joint / jnp.maximum(jnp.linalg.norm(joint, axis=-1, keepdims=True), 1e-12)
         return nn.Dense(self.features, kernel_init=nn.initializers.normal(1e-4), name="fc")(joint)
+
+
+OfSkip = tuple[jax.Array | None, jax.Array, jax.Array]  # see `Skip`
+
+
+class Decoder(nn.Module):
+    """The way up through the levels whose skips see no text."""
+
+    widths: Sequence[int]  # of what its levels but the last give, from the top
+    features: int
+    remat: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, skips: list[OfSkip], x: jax.Array, weight_PD: jax.Array
+    ) -> tuple[list[OfSkip], jax.Array]:
+        """Skips of B mixtures, P prompts' features and weights -> the skips, logits [P, F, N]."""
+        up = nn.remat(Up) if self.remat else Up
+        for i in reversed(range(len(skips))):
+            width = self.widths[i - 1] if i else None
+            x = up(width, self.dtype, name=f"up{i}")(x, skips[i])
+        return skips, Head(self.features, self.dtype, name="head")(x, weight_PD)
 
 
 class BatchNorm(nn.Module):
@@ -188,7 +189,7 @@ class Skip(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, skip: jax.Array | None) -> tuple[jax.Array | None, jax.Array, jax.Array]:
+    def __call__(self, skip: jax.Array | None) -> OfSkip:
         """[B, rows, columns, width] -> it in double size, convolved; and the kernel of the rest."""
         channels = self.width if skip is None else 2 * self.width
         kernel = self.param("kernel", _INIT, (3, 3, channels, channels)).astype(self.dtype)
@@ -207,7 +208,7 @@ class Up(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, of_skip: tuple) -> jax.Array:
+    def __call__(self, x: jax.Array, of_skip: OfSkip) -> jax.Array:
         """[P, rows, columns, C] and what `Skip` gave -> [P, 2 rows, 2 columns, width]."""
         skip, h_skip, kernel = of_skip
         x = upsample(upsample(x, 1), 2)

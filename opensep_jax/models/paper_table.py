@@ -23,9 +23,8 @@ def _batch_norm(pattern: str, path: str) -> tuple[Rule, ...]:
 def _level(level: int) -> tuple[Rule, ...]:
     """Rules for one level: it lies within those above it."""
     here = _ANY + r"net_sound\.unet_block\." + r"submodule\." * level
-    own = "" if level < 4 else "prompt/"  # no text is seen above
-    down, skip = f"{own}down{level}", f"{own}skip{level}"
-    text, up = f"prompt/text{level}", f"prompt/up{level}"
+    down, text, skip = f"down{level}", f"text{level}", f"skip{level}"
+    up = f"decoder/up{level}" if level < 4 else f"up{level}"
     block = here + r"ca_blocks\.0\."
     return (
         *conv(here + "downconv", f"{down}/conv"),
@@ -46,7 +45,7 @@ def _level(level: int) -> tuple[Rule, ...]:
         ),
         *conv(here + r"upresblock\.res_layers\.0\.0", skip),
         *_batch_norm(here + r"upresblock\.res_layers\.0\.1", f"{up}/res_norm"),
-        *conv(here + "upconv", up if level else "prompt/head"),
+        *conv(here + "upconv", up if level else "decoder/head"),
         *_batch_norm(here + "upnorm", f"{up}/norm"),
     )
 
@@ -56,12 +55,12 @@ PAPER_TABLE = WeightTable(
     rules=(
         *_batch_norm(_ANY + r"net_sound\.bn0", "input_norm"),
         *(rule for level in range(_LEVELS) for rule in _level(level)),
-        *linear(PAPER_TEXT_PREFIX + r"pooler\.dense", "prompt/pooler"),
-        *linear(_CLAP + r"text_projection\.0", "prompt/projection0"),
-        *linear(_CLAP + r"text_projection\.2", "prompt/projection1"),
-        *linear(_ANY + r"net_clap\.fc", "prompt/fc"),
-        Rule(_ANY + r"net_synthesizer\.scale", "prompt/head/scale"),
-        Rule(_ANY + r"net_synthesizer\.bias", "prompt/head/offset"),
+        *linear(PAPER_TEXT_PREFIX + r"pooler\.dense", "pooler"),
+        *linear(_CLAP + r"text_projection\.0", "projection0"),
+        *linear(_CLAP + r"text_projection\.2", "projection1"),
+        *linear(_ANY + r"net_clap\.fc", "fc"),
+        Rule(_ANY + r"net_synthesizer\.scale", "decoder/head/scale"),
+        Rule(_ANY + r"net_synthesizer\.bias", "decoder/head/offset"),
     ),
     skipped=(
         r".*\.num_batches_tracked",

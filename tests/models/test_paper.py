@@ -116,7 +116,7 @@ def test_wrong_tensors_are_named():
     with pytest.raises(WeightTableError) as error:
         _convert(tensors)
     assert "unmapped: net_sound.extra.weight has no rule" in str(error.value)
-    assert "unfilled: prompt/head/scale" in str(error.value)
+    assert "unfilled: decoder/head/scale" in str(error.value)
 
 
 def test_upsampling_keeps_the_corners():
