@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     c.window_s = 5.0  # inference works in windows of this length # ours
 
     c.model = ConfigDict()
-    c.model.size = "base"  # a name in models/unet.py: base, small, tiny, debug
+    c.model.size = "base"  # models/unet.py: base, small, tiny, debug; models/paper.py: paper
     c.model.dtype = "bfloat16"  # compute type; parameters are float32 # ours
     c.model.remat = False  # recompute activations: less memory, about 1.3x compute # ours
 

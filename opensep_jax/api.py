@@ -10,6 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -151,7 +152,8 @@ class Separator:
         """
         config, net, params = load_separator(name)
         trained = config["text_encoder"]
-        encoder_name = text_encoder or trained["name"]
+        beside = Path(name) / trained["name"]  # where an imported checkpoint brings its own
+        encoder_name = text_encoder or (str(beside) if beside.is_dir() else trained["name"])
         encoder = load_text_encoder(encoder_name, trained["max_tokens"])
         if encoder.id != trained["id"]:
             raise ValueError(

@@ -1,10 +1,13 @@
 """The one signal path of training, evaluation and inference: mixture + text -> masks -> stems."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import traverse_util
 
+from opensep_jax.models.paper import PAPER_SIZES, PaperUNet
 from opensep_jax.models.unet import SIZES, UNet
 from opensep_jax.signal.stft import Stft, istft, stft
 
@@ -17,29 +20,39 @@ class SeparatorNet:
         model: the U-Net; it returns mask logits.
         stft: analysis and synthesis settings.
         sample_rate_hz: rate of the waveforms that it was trained on.
+        level: from the power of mixtures to what the network sees.
+        training_rms: of the mixtures that it learns from, which matters to a network that hears
+            how loud they are.
     """
 
-    model: UNet
+    model: UNet | PaperUNet
     stft: Stft
     sample_rate_hz: int
+    level: Callable[[jax.Array], jax.Array]
+    training_rms: float
 
 
 def build_separator(
     *, size: str, dtype: str, remat: bool, n_fft_samples: int, hop_samples: int, sample_rate_hz: int
 ) -> SeparatorNet:
-    """Network by the name of its size (`models.unet.SIZES`) and its spectrogram."""
-    if size not in SIZES:
-        raise ValueError(f"model.size={size!r} is not known; known are {', '.join(SIZES)}")
+    """Network by the name of its size (`SIZES`, `PAPER_SIZES`) and its spectrogram."""
+    if size not in {**SIZES, **PAPER_SIZES}:
+        known = ", ".join((*SIZES, *PAPER_SIZES))
+        raise ValueError(f"model.size={size!r} is not known; known are {known}")
     try:
         dtype = jnp.dtype(dtype)
     except TypeError as error:
         raise ValueError(f"model.dtype={dtype!r} is not known, unlike float32, bfloat16") from error
+    spec = Stft(n_fft_samples, hop_samples)
+    if size in PAPER_SIZES:
+        paper = PaperUNet(**PAPER_SIZES[size], remat=remat, dtype=dtype)
+        return SeparatorNet(paper, spec, sample_rate_hz, log_magnitude, training_rms=0.1)
     model = UNet(**SIZES[size], remat=remat, dtype=dtype)
-    return SeparatorNet(model, Stft(n_fft_samples, hop_samples), sample_rate_hz)
+    return SeparatorNet(model, spec, sample_rate_hz, network_level, training_rms=1.0)
 
 
 def network_level(power_BFN: jax.Array) -> jax.Array:
-    """Log power of a mixture relative to its mean: what the network sees.
+    """Log power of a mixture relative to its mean: what our networks see.
 
     Dividing by the mean makes separation invariant to gain; the floor of -56 dB (of the mean)
     keeps digital silence finite. Source: ours, constants of the project's study.
@@ -54,6 +67,14 @@ def network_level(power_BFN: jax.Array) -> jax.Array:
     return 1.5 + 0.25 * jnp.log(power_BFN / jnp.maximum(mean_B, 1e-12) + 2.5e-6)
 
 
+def log_magnitude(power_BFN: jax.Array) -> jax.Array:
+    """log1p of the magnitude, as the predecessor's network sees it: louder mixtures look different.
+
+    Source: microsoft/BiModalAudioSeparation, main.py.
+    """
+    return jnp.log1p(jnp.sqrt(power_BFN))
+
+
 def predict_masks(
     net: SeparatorNet,
     params: dict,
@@ -63,9 +84,29 @@ def predict_masks(
 ) -> jax.Array:
     """Masks in [0, 1], float32 [B, P, F, N], of P prompts over mixtures given by their power."""
     logits_BPFN, _ = net.model.apply(
-        {"params": params}, network_level(power_BFN), text_BPLC, text_mask_BPL
+        {"params": params}, net.level(power_BFN), text_BPLC, text_mask_BPL
     )
     return jax.nn.sigmoid(logits_BPFN)
+
+
+def training_masks(
+    net: SeparatorNet,
+    params: dict,
+    power_BFN: jax.Array,
+    text_BPLC: jax.Array,
+    text_mask_BPL: jax.Array,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`predict_masks` where batch normalisation goes by this batch.
+
+    Returns:
+        Masks, and what batch normalisation measured, by the path of the parameter whose next value
+        it is; nothing for networks without.
+    """
+    (logits_BPFN, _), measured = net.model.apply(
+        {"params": params}, net.level(power_BFN), text_BPLC, text_mask_BPL, mutable=["statistics"]
+    )
+    statistics = traverse_util.flatten_dict(measured.get("statistics", {}), sep="/")
+    return jax.nn.sigmoid(logits_BPFN), statistics
 
 
 def limit_masks(mask_BPFN: jax.Array, real_BP: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ RANK = {
     "planning": 3,
     "api": 4,
 }
-DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
+DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan", "import_predecessor"}
 COMPILES = ("forecast", "train")  # a plan is about the very step that `train` takes
 DOOR_PARTS = {
     "cli",
@@ -42,6 +42,7 @@ MODEL_LIBRARIES = {"jax", "flax"}
 WEIGHT_FILES = {  # published weights
     "convert.py",
     "tables.py",
+    "paper_table.py",
     "safetensors.py",
     "pth.py",
     "gguf_file.py",

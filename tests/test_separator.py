@@ -180,3 +180,14 @@ def test_abstract_parameters_are_those_of_init():
     assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(
         lambda x: (x.shape, x.dtype), separator.abstract_params(NET, WIDTH)
     )
+
+
+def test_the_predecessors_network_hears_loudness():
+    """It sees log1p of the magnitude, where ours divide by the mixture's mean."""
+    net = build_separator(
+        size="paper_debug", dtype="float32", remat=False, n_fft_samples=128, hop_samples=64,
+        sample_rate_hz=16000,
+    )  # fmt: skip
+    power_BFN = jnp.float32([[[0.0, 4.0, 1e4]]])
+    np.testing.assert_allclose(net.level(power_BFN), np.log1p([[[0, 2, 100]]]), rtol=1e-6)
+    np.testing.assert_allclose(NET.level(4 * power_BFN), NET.level(power_BFN), rtol=1e-5)

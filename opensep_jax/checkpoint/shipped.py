@@ -53,16 +53,22 @@ _KINDS = {
 }
 
 
-def export(folder: str | os.PathLike, params: Mapping, config: Mapping) -> None:
+def export(
+    folder: str | os.PathLike,
+    params: Mapping,
+    config: Mapping,
+    dtype: type[np.floating] = np.float16,
+) -> None:
     """Writes a checkpoint for shipping; the folder appears, or is replaced, as a whole.
 
     Args:
         folder: where; an earlier export there is replaced, anything else is refused.
-        params: nested dict of arrays, any float type; rounded to float16.
+        params: nested dict of arrays, any float type; rounded to `dtype`.
         config: JSON types; at least `schema`, `task` and what its task requires.
+        dtype: of the stored weights.
 
     Raises:
-        ValueError: the config lacks something, a parameter is beyond float16, or `folder` holds
+        ValueError: the config lacks something, a parameter is beyond `dtype`, or `folder` holds
             something else.
     """
     folder = Path(os.path.abspath(folder))
@@ -71,10 +77,10 @@ def export(folder: str | os.PathLike, params: Mapping, config: Mapping) -> None:
         raise ValueError(f"{folder} exists and is no exported checkpoint; it is not replaced")
     flat = traverse_util.flatten_dict(dict(params), sep="/")
     with np.errstate(over="ignore"):  # what overflows is named below
-        tensors = {name: np.asarray(flat[name]).astype(np.float16) for name in sorted(flat)}
+        tensors = {name: np.asarray(flat[name]).astype(dtype) for name in sorted(flat)}
     wrong = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if wrong:
-        raise ValueError(f"not finite in float16: {', '.join(wrong)}")
+        raise ValueError(f"not finite in {dtype.__name__}: {', '.join(wrong)}")
     data = safetensors.numpy.save(tensors)
     config = {**config, "weights_sha256": hashlib.sha256(data).hexdigest()}
     folder.parent.mkdir(parents=True, exist_ok=True)

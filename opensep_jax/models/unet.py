@@ -9,7 +9,7 @@ import jax.numpy as jnp
 # What `UNet(**SIZES[name])` builds. `debug` is for tests, `tiny` is what ships (from the project's
 # own study on two CPU cores), `small` is a third wider, `base` has the paper's scale (ours: the
 # paper's widths are unknown).
-# The parameter-compatible port of the predecessor's network joins as `paper`.
+# `models.paper` has the parameter-compatible port of the predecessor's network.
 SIZES = {
     "debug": {
         "patch": 4,

@@ -40,6 +40,8 @@ class TextEncoder:
             same weights have the same id wherever they lie.
         width: Channels C of a token state.
         max_tokens: Longest sequence, special tokens included.
+        fixed_tokens: Where not 0, every prompt is padded to as many tokens, and what the network
+            makes of the padding counts as states of the prompt.
         truncated: Number of prompts that `encode` has cut so far.
     """
 
@@ -50,6 +52,7 @@ class TextEncoder:
         params: dict,
         tokenizer: "tokenizers.Tokenizer",
         max_tokens: int,
+        fixed_tokens: int = 0,
     ) -> None:
         """Takes what `load_text_encoder` has read.
 
@@ -59,14 +62,17 @@ class TextEncoder:
             params: Its parameters, float32.
             tokenizer: A tokenizer that neither pads nor truncates.
             max_tokens: Longest sequence wanted; lowered to what the network can take.
+            fixed_tokens: See the class; no more than the network can take.
         """
         self.id = id
         self.width = network.config.width
-        self.max_tokens = min(max_tokens, network.config.max_tokens)
+        self.max_tokens = min(max_tokens, fixed_tokens or network.config.max_tokens)
+        self.fixed_tokens = fixed_tokens
         self.truncated = 0
         self._tokenizer = tokenizer
         self._pad_id = network.config.pad_id
-        self._buckets = (*(b for b in BUCKETS if b < self.max_tokens), self.max_tokens)
+        longest = fixed_tokens or self.max_tokens
+        self._buckets = (*(b for b in BUCKETS if b < longest), longest)
         self._params = jax.device_put(params)
 
         def apply(params: dict, ids_BL: jax.Array, mask_BL: jax.Array) -> jax.Array:
@@ -84,21 +90,22 @@ class TextEncoder:
 
         Returns:
             One bfloat16 array [L, C] per prompt, in order and unpadded; its rows are the tokens,
-            special ones (first and last) included.
+            special ones (first and last) included. L is `fixed_tokens` where that is not 0.
         """
         if isinstance(prompts, str):
             raise ValueError("encode takes a list of prompts, not one string")
         ids = self._tokenize(prompts)
         groups: dict[int, list[int]] = {}
         for i, tokens in enumerate(ids):
-            groups.setdefault(next(b for b in self._buckets if b >= len(tokens)), []).append(i)
+            length = max(len(tokens), self.fixed_tokens)
+            groups.setdefault(next(b for b in self._buckets if b >= length), []).append(i)
         states: list[np.ndarray | None] = [None] * len(ids)
         for bucket, members in sorted(groups.items()):
             for start in range(0, len(members), BATCH):
                 rows = members[start : start + BATCH]
                 out_BLC = self._run([ids[i] for i in rows], bucket)
                 for i, out_LC in zip(rows, out_BLC, strict=False):
-                    states[i] = out_LC[: len(ids[i])].copy()
+                    states[i] = out_LC[: max(len(ids[i]), self.fixed_tokens)].copy()
         return states
 
     def _run(self, rows: list[list[int]], bucket: int) -> np.ndarray:
@@ -173,4 +180,8 @@ def load_text_encoder(name: str, max_tokens: int = 512) -> TextEncoder:
     params = convert(read_safetensors(folder), ROBERTA_TABLE, abstract)
     digest = weights.content_hash(safetensors_files(folder))
     encoder_id = f"{hf_config['model_type']}-{config.layers}x{config.width}-{digest[:16]}"
-    return TextEncoder(encoder_id, network, params, load_tokenizer(folder), max_tokens)
+    fixed_tokens = hf_config.get("fixed_tokens", 0)  # ours, see `import_predecessor`
+    if fixed_tokens:
+        encoder_id += f"-{fixed_tokens}"
+    tokenizer = load_tokenizer(folder)
+    return TextEncoder(encoder_id, network, params, tokenizer, max_tokens, fixed_tokens)

@@ -17,12 +17,12 @@ from opensep_jax.data import mix
 from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
 from opensep_jax.data.records import PreparedDataset, RecordError
-from opensep_jax.separator import SeparatorNet, predict_masks
+from opensep_jax.separator import SeparatorNet, training_masks
 from opensep_jax.sharding import batch_parts, batch_sharding, place
 from opensep_jax.signal.stft import stft
 from opensep_jax.training.losses import LOSSES
 from opensep_jax.training.panels import Exhibit
-from opensep_jax.training.step import Metrics
+from opensep_jax.training.step import MEASURED, Metrics
 from opensep_jax.training.validation import (
     RULES,
     jitted_scores,
@@ -128,11 +128,15 @@ class SeparatorTask:
             constants["tokens"], constants["start"], targets["text_id"], self.text_tokens
         )
         mix_BFN = targets["mix"]
-        mask_BPFN = predict_masks(self.net, params, jnp.abs(mix_BFN) ** 2, text_BPLC, text_mask_BPL)
+        power_BFN = jnp.abs(mix_BFN * self.net.training_rms) ** 2
+        mask_BPFN, statistics = training_masks(
+            self.net, params, power_BFN, text_BPLC, text_mask_BPL
+        )
         weight_BP = targets["possible"].astype(jnp.float32)
         share_BP = weight_BP / weight_BP.sum(-1, keepdims=True)
         levels = {"single": ~targets["is_pair"], "pair": targets["is_pair"]}
-        total, metrics = 0.0, {}
+        total = 0.0
+        metrics = {f"{MEASURED}{path}": (x, jnp.ones(())) for path, x in statistics.items()}
         for name, weight in self.loss_weights.items():
             if not weight:
                 continue

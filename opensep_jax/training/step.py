@@ -6,9 +6,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 
 # loss_fn(params, batch, constants, key) -> (loss, metrics): what a task defines. The loss is a mean
-# over the batch's rows; a metric is a sum and the weight it is divided by.
+# over the batch's rows; a metric is a sum and the weight it is divided by. One that is named
+# `MEASURED` and the path of a parameter is that parameter's next value: a statistic of the data,
+# which is not learned. As in all of `params`, what is evaluated is its moving average.
+MEASURED = "measured/"
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossFn = Callable[[dict, dict, dict, jax.Array], tuple[jax.Array, Metrics]]
 
@@ -81,7 +85,7 @@ def train_step(
         loss_fn, state.params, batch, constants, step_key(key, state.step), accumulation
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = put_measured(optax.apply_updates(state.params, updates), sums)
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
     ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), state.ema, params)
     norms = {
@@ -96,11 +100,23 @@ def train_step(
     metrics = {
         name: jnp.where(weight > 0, total / jnp.maximum(weight, 1e-9), jnp.nan)
         for name, (total, weight) in sums.items()
+        if not name.startswith(MEASURED)
     }
     metrics |= {
         **norms, "loss": loss, "optim/learning_rate": schedule(state.step), "halted": halted
     }  # fmt: skip
     return jax.tree.map(lambda old, new: jnp.where(halted, old, new), kept, after), metrics
+
+
+def put_measured(params: dict, sums: Metrics) -> dict:
+    """Parameters with those replaced that a batch has measured."""
+    measured = {
+        name.removeprefix(MEASURED): total / weight
+        for name, (total, weight) in sums.items()
+        if name.startswith(MEASURED)
+    }
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return traverse_util.unflatten_dict(flat | measured, sep="/")
 
 
 def step_key(key: jax.Array, step: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The separator's training step: the same on any mesh, compiled once, and it learns."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from opensep_jax import sharding, train
 from opensep_jax.data.records import RecordError
 from opensep_jax.training import separator_task
+from opensep_jax.training.step import init_state, step_key
 from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -71,9 +73,9 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_parts(
 
     def masks(net: object, params: dict, power_BFN: jax.Array, text_BPLC: jax.Array, _: object):
         prompt_BP = text_BPLC.astype(jnp.float32).mean((2, 3))
-        return jax.nn.sigmoid(jnp.log1p(power_BFN)[:, None] * prompt_BP[..., None, None])
+        return jax.nn.sigmoid(jnp.log1p(power_BFN)[:, None] * prompt_BP[..., None, None]), {}
 
-    monkeypatch.setattr(separator_task, "predict_masks", masks)  # cheaper than the network
+    monkeypatch.setattr(separator_task, "training_masks", masks)  # cheaper than the network
     counts = {f"mix__counts__{n}": 1 / 3 for n in "234"}
     run = tiny_run.start(tiny_dataset, mix__targets=targets, mix__pairs="all", **counts)
     batch = next(run.batches(0))
@@ -136,3 +138,51 @@ def test_records_of_another_rate_are_refused(tiny_dataset: Path):
 def test_clips_of_an_example_on_average(tiny_dataset: Path):
     run = tiny_run.start(tiny_dataset, mix__counts__2=1.0, mix__counts__4=3.0)
     assert run.task.clips_per_example == pytest.approx(3.5)
+
+
+def _start_paper(folder: Path, data: int) -> train.Run:
+    return tiny_run.start(folder, data, model__size="paper_debug", optim__b2=0.9)
+
+
+def _level(run: train.Run, batch: dict, step: int) -> np.ndarray:
+    """What the network sees of a batch: 65 bins, filled up to 96."""
+    draw = jax.jit(functools.partial(separator_task.make_targets, run.task))
+    targets = draw(batch, step_key(jax.device_get(run.key), step))
+    level_BFN = np.log1p(run.task.net.training_rms * np.abs(targets["mix"]))
+    return np.pad(level_BFN, ((0, 0), (0, 31), (0, 0)))
+
+
+def test_batch_normalisation_is_measured_by_the_loss(tiny_dataset: Path):
+    run = _start_paper(tiny_dataset, 1)
+    params, batch = jax.jit(run.task.init)(jax.random.key(0)), next(run.batches(0))
+    key = step_key(jax.device_get(run.key), 0)
+    _, metrics = jax.jit(run.task.loss)(params, batch, jax.device_get(run.constants), key)
+    level = _level(run, batch, 0)
+    mean, weight = metrics["measured/input_norm/mean"]
+    np.testing.assert_allclose(mean, [level.mean()], rtol=1e-4)
+    np.testing.assert_allclose(metrics["measured/input_norm/var"][0], [level.var()], rtol=1e-4)
+    statistics = {name.removeprefix("measured/") for name in metrics if "measured/" in name}
+    paths = (path for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    names = {"/".join(key.key for key in path) for path in paths}
+    assert weight == 1 and statistics == {n for n in names if n.endswith(("/mean", "/var"))}
+
+
+@pytest.mark.slow
+def test_batch_normalisation_trains(tiny_dataset: Path):
+    """What it measures is of all devices' rows and enters the state; the loss falls."""
+    run = _start_paper(tiny_dataset, 2)
+    step_fn, batch, losses = train.jit_step(run), next(run.batches(0)), []
+    init = jax.jit(lambda key: init_state(run.task.init(key), run.tx), out_shardings=run.layout)
+    state = init(jax.random.key(0))
+    for _ in range(8):
+        rows = sharding.shard_batch(batch, run.mesh)
+        state, metrics = step_fn(state, rows, run.constants, run.key)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    norm, level = jax.device_get(state.params["input_norm"]), _level(run, batch, 7)
+    np.testing.assert_allclose(norm["mean"], [level.mean()], rtol=1e-4)
+    np.testing.assert_allclose(norm["var"], [level.var()], rtol=1e-4)
+    scores, _ = run.task.validate(
+        jax.device_put(state.ema, sharding.replicated(run.mesh)), run.mesh
+    )
+    assert np.isfinite(scores["val/si_sdri"])

@@ -135,3 +135,23 @@ def test_an_update_that_overflows_changes_nothing():
     assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["optim/gradient_norm"])
     assert bool(metrics["halted"])
     np.testing.assert_array_equal(state.params["kernel"], np.arange(1.0, 5.0))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_measured_parameters_are_replaced_and_averaged(accumulation: int):
+    """A statistic is the mean over a batch's parts; no update and no metric of it is left."""
+
+    def loss(params: dict, batch: dict, constants: dict, key: jax.Array) -> tuple:
+        total, metrics = _loss(params, batch, constants, key)
+        return total, metrics | {"measured/norm/mean": (jnp.mean(batch["y"]), jnp.ones(()))}
+
+    params = {"kernel": jnp.arange(1.0, 5.0), "norm": {"mean": jnp.zeros(())}}
+    batch = _batch()
+    state, metrics = _step(accumulation, loss=loss)(
+        init_state(params, optax.sgd(RATE)), batch, CONSTANTS, jax.random.key(0)
+    )
+    expected, _ = _step()(_state(), batch, CONSTANTS, jax.random.key(0))
+    np.testing.assert_allclose(state.params["kernel"], expected.params["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(state.params["norm"]["mean"], batch["y"].mean(), rtol=1e-5)
+    np.testing.assert_allclose(state.ema["norm"]["mean"], 0.9 * batch["y"].mean(), rtol=1e-5)
+    assert not [name for name in metrics if "norm/mean" in name]
