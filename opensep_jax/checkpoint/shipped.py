@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 SHIPPED = {  # folders inside the package by task and name
     "separator": {"demo": "assets/demo"},
     "captioner": {"demo": "assets/demo_captioner"},
+    "unconditional": {},
 }
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -43,6 +44,12 @@ _REQUIRED = {
         "window_s": float,
         "clauses": dict,
         "max_sources": int,
+    },
+    "unconditional": {
+        "model": {"size": str, "dtype": str},
+        "stft": {"n_fft_samples": int, "hop_samples": int},
+        "sample_rate_hz": int,
+        "prompts": {"outputs": int, "width": int},
     },
 }
 _KINDS = {
