@@ -21,11 +21,11 @@ RANK = {
     "separator": 2,
     "training": 3,
     "api": 4,
+    "evaluation": 5,
 }
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
 DOOR_PARTS = {
     "cli",
-    "discovered",
     "stages",
     "flags",
     "inputs",
