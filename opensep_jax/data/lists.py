@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from opensep_jax.data.pipeline import crop
-from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.records import PreparedDataset, RecordError, prompt_key
 
 PARTNERS = ("families", "names", "any")
 CROPS = ("sounding", "centre", "start")
@@ -24,10 +24,15 @@ class ListedMixture:
     Attributes:
         clips: indices into the data set.
         seed: of the crops and levels.
+        levels_db: of the first clip over each other one, where a published list tells; else drawn.
+        texts: prompts of the clips, where a published list tells; an empty one is that of the kind
+            that is asked for.
     """
 
     clips: tuple[int, ...]
     seed: tuple[int, ...]
+    levels_db: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 def list_mixtures(
@@ -106,7 +111,7 @@ def write_list(
 
     Args:
         file: JSON: `clips` [[path, start in samples, CRC-32 of the PCM16 bytes]], and `mixtures`
-            by number of sources, [[seed, [numbers of clips]]].
+            by number of sources, [[seed, [numbers of clips], levels in dB, texts]].
         dataset: which the clips are of.
         lists: mixtures by number of sources.
     """
@@ -114,7 +119,7 @@ def write_list(
     row = {clip: number for number, clip in enumerate(used)}
     clips = [_clip_key(dataset, clip) for clip in used]
     mixtures = {
-        str(n): [[list(m.seed), [row[clip] for clip in m.clips]] for m in mixtures]
+        str(n): [[m.seed, [row[clip] for clip in m.clips], *_told(m)] for m in mixtures]
         for n, mixtures in lists.items()
     }
     parts = [f'"clips": [\n{_lines(clips)}\n]', '"mixtures": {']
@@ -136,7 +141,10 @@ def read_list(name_or_file: str, dataset: PreparedDataset) -> dict[int, list[Lis
         content = json.loads(file.read_text("utf-8"))
         wanted = [tuple(clip) for clip in content["clips"]]
         lists = {
-            int(n): [(tuple(seed), [wanted[i] for i in clips]) for seed, clips in rows]
+            int(n): [
+                (tuple(wanted[i] for i in clips), tuple(seed), *map(tuple, told))
+                for seed, clips, *told in rows
+            ]
             for n, rows in content["mixtures"].items()
         }
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
@@ -148,15 +156,21 @@ def read_list(name_or_file: str, dataset: PreparedDataset) -> dict[int, list[Lis
             f"{dataset.split} of {dataset.folder}, or sound otherwise; the first is {missing[0][0]}"
         )
     return {
-        n: [ListedMixture(tuple(known[clip] for clip in clips), seed) for seed, clips in rows]
+        n: [ListedMixture(tuple(known[clip] for clip in clips), *rest) for clips, *rest in rows]
         for n, rows in lists.items()
     }
 
 
 def digest(dataset: PreparedDataset, mixtures: Sequence[ListedMixture]) -> str:
     """Hash of what a list mixes: the clips' paths and sounds, crops and levels; 16 hex digits."""
-    rows = [[list(m.seed), [_clip_key(dataset, clip) for clip in m.clips]] for m in mixtures]
+    rows = [[m.seed, [_clip_key(dataset, clip) for clip in m.clips], *_told(m)] for m in mixtures]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _told(mixture: ListedMixture) -> list:
+    """What only published lists tell."""
+    told = mixture.levels_db or mixture.texts
+    return [mixture.levels_db, mixture.texts] if told else []
 
 
 def _clip_key(dataset: PreparedDataset, index: int) -> list:
@@ -209,8 +223,11 @@ def render_by(
         if levels == "equal_rms":
             gain = 0.1 * 10 ** (rng.uniform(*range_db) / 20) / rms
         elif levels == "snr":
-            first = float(np.sqrt(np.mean(sources[0] ** 2))) if sources else rms
-            gain = first / rms * 10 ** (-rng.uniform(*range_db) / 20) if sources else 1.0
+            gain = 1.0
+            if sources:
+                told = mixture.levels_db
+                below_db = told[len(sources) - 1] if told else rng.uniform(*range_db)
+                gain = float(np.sqrt(np.mean(sources[0] ** 2))) / rms * 10 ** (-below_db / 20)
         sources.append(wave_T * gain)
     sources_ST = np.stack(sources)
     peak = float(np.abs(sources_ST.sum(0)).max())
@@ -235,19 +252,32 @@ def text_ids(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> 
 
 
 def text_states(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[np.ndarray]:
-    """Token states of each clip's first prompt of a kind, [L, C]; those of all its sources."""
+    """Token states that each clip is asked for with, [L, C]: those of all its sources."""
     return [
-        np.concatenate([dataset.text.states(i) for i in _text_ids_of(dataset, clip, wording)])
-        for clip in mixture.clips
+        np.concatenate([dataset.text.states(i) for i in _asked(dataset, mixture, place, wording)])
+        for place in range(len(mixture.clips))
     ]
 
 
 def prompts(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[str]:
     """What `text_states` are the states of."""
     return [
-        "; ".join(dataset.text.prompts[i] for i in _text_ids_of(dataset, clip, wording))
-        for clip in mixture.clips
+        "; ".join(dataset.text.prompts[i] for i in _asked(dataset, mixture, place, wording))
+        for place in range(len(mixture.clips))
     ]
+
+
+def _asked(dataset: PreparedDataset, mixture: ListedMixture, place: int, wording: str) -> list[int]:
+    """Text ids of what a list tells, else of a clip's first prompts of a kind."""
+    if not (mixture.texts and mixture.texts[place]):
+        return _text_ids_of(dataset, mixture.clips[place], wording)
+    key = prompt_key(mixture.texts[place], dataset.info["text_encoder"]["id"])
+    if key not in dataset.text.ids:
+        raise RecordError(
+            f"{dataset.folder}: the list asks for {mixture.texts[place]!r}, which is no prompt of "
+            "these records; prepare them with all captions of the list"
+        )
+    return [dataset.text.ids[key]]
 
 
 def _text_ids_of(dataset: PreparedDataset, clip: int, wording: str) -> list[int]:
