@@ -1,6 +1,9 @@
 """Lists of validation mixtures: fixed, fair, and no two sounds of a family in one mixture."""
 
+import hashlib
+import json
 from collections import Counter
+from importlib import resources
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,3 +140,11 @@ def test_published_levels_and_crops(dataset):
         ratio_db = 10 * np.log10(np.mean(first**2) / np.mean(other**2))
         assert ratio_db == pytest.approx(level_db, abs=1e-3)
         assert np.abs(first + other).max() <= 1
+
+
+def test_the_shipped_list_is_the_one_that_figures_were_measured_on():
+    file = resources.files("opensep_jax").joinpath("assets/lists/soundbank_val.json")
+    content = file.read_bytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == "d1382ffe7233ec88"
+    counts = {n: len(rows) for n, rows in json.loads(content)["mixtures"].items()}
+    assert counts == {str(n): 200 for n in range(2, 7)}

@@ -79,22 +79,27 @@ def test_losses_of_ideal_masks_do_not_depend_on_their_order(
     tiny_dataset: Path, assignment: str, monkeypatch: pytest.MonkeyPatch
 ):
     """And the loss of a batch is the mean of its parts', with one to four clips in a mixture."""
-    run = _start(tiny_dataset, assignment, mix__counts__2=0.5, mix__counts__4=0.5)
+    counts = {"mix__counts__2": 0.5, "mix__counts__4": 0.5}
+    run = tiny_run.start(
+        tiny_dataset, task="unconditional", unconditional__assignment=assignment, **counts
+    )
     batch, key = next(run.batches(0)), run.key
     assert len(set(batch["count"])) == 2
 
-    def loss(order: list[int], part: dict) -> float:
+    @jax.jit
+    def loss(order_P: jax.Array, part: dict) -> jax.Array:
         def ideal(net: object, params: dict, power_BFN: jax.Array) -> jax.Array:
             drawn = unconditional_task.make_targets(run.task, part, key)
             power = jnp.abs(drawn["target"]) ** 2
-            return (power / power.sum(1, keepdims=True))[:, jnp.array(order)]
+            return jnp.take(power / power.sum(1, keepdims=True), order_P, axis=1)
 
         monkeypatch.setattr(unconditional_task, "blind_masks", ideal)
-        return float(run.task.loss({}, part, {}, key)[0])
+        return run.task.loss({}, part, {}, key)[0]
 
-    expected = loss([0, 1, 2, 3], batch)
-    assert loss([3, 1, 0, 2], batch) == pytest.approx(expected, rel=1e-5)
-    halves = [loss([2, 3, 0, 1], {k: v[i::2] for k, v in batch.items()}) for i in range(2)]
+    expected = float(loss(jnp.arange(4), batch))
+    assert float(loss(jnp.array([3, 1, 0, 2]), batch)) == pytest.approx(expected, rel=1e-5)
+    half = {k: v[:4] for k, v in batch.items()}, {k: v[4:] for k, v in batch.items()}
+    halves = [float(loss(jnp.array([2, 3, 0, 1]), part)) for part in half]
     assert np.mean(halves) == pytest.approx(expected, rel=1e-5)
 
 
@@ -129,9 +134,3 @@ def test_a_baseline_trains_is_validated_and_says_what_it_is(tiny_dataset: Path):
 def test_what_cannot_be_trained_is_named(tiny_dataset: Path, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         tiny_run.start(tiny_dataset, task="unconditional", **changes)
-
-
-def _start(folder: Path, assignment: str, **changes: object) -> object:
-    return tiny_run.start(
-        folder, task="unconditional", unconditional__assignment=assignment, **changes
-    )
