@@ -60,6 +60,14 @@ _KINDS = {
 }
 
 
+class OtherTask(ValueError):
+    """A checkpoint that has learned another task than the one wanted."""
+
+    def __init__(self, message: str, task: object):
+        super().__init__(message)
+        self.task = task
+
+
 def export(folder: str | os.PathLike, params: Mapping, config: Mapping) -> None:
     """Writes a checkpoint for shipping; the folder appears, or is replaced, as a whole.
 
@@ -197,9 +205,10 @@ def _check_config(config: object, where: str, task: str) -> None:
     if not isinstance(config, Mapping):
         raise ValueError(f"{where}: the config is no JSON object")
     if config.get("schema") != SCHEMA_VERSION or config.get("task") != task:
-        raise ValueError(
+        raise OtherTask(
             f"{where}: schema {config.get('schema')!r} and task {config.get('task')!r}; "
-            f"needed are schema {SCHEMA_VERSION} and task {task!r}"
+            f"needed are schema {SCHEMA_VERSION} and task {task!r}",
+            config.get("task"),
         )
     missing, leaves = [], {}
     for key, parts in _REQUIRED[task].items():

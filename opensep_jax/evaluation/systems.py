@@ -80,8 +80,8 @@ def load_system(name: str, mesh: jax.sharding.Mesh) -> System:
     """
     try:
         config, net, params = load_separator(name)
-    except ValueError as error:
-        if "task 'unconditional'" not in str(error):
+    except shipped.OtherTask as error:
+        if error.task != "unconditional":
             raise
         config, net, params = _load_blind(name)
     return System(
