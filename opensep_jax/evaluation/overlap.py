@@ -17,7 +17,15 @@ def overlapping_clips(dataset: PreparedDataset, train: PreparedDataset) -> list[
 
     Returns:
         Indices into `dataset`.
+
+    Raises:
+        ValueError: the sample rates differ, so that equal sounds could not be told.
     """
+    if dataset.sample_rate_hz != train.sample_rate_hz:
+        raise ValueError(
+            f"{dataset.folder} has {dataset.sample_rate_hz} Hz and {train.folder} "
+            f"{train.sample_rate_hz} Hz: which clips they share cannot be told"
+        )
     of_key: dict[tuple[int, int], list[int]] = {}
     for index, clip in enumerate(train.clips):
         of_key.setdefault((clip.samples, clip.crc32), []).append(index)
