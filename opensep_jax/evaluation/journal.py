@@ -30,6 +30,7 @@ class Journal:
         self._kind, self._folder, self._file = kind, folder, folder / f"{name}.jsonl"
         self.lines: dict[tuple[int, int], dict] = {}
         self.refresh()
+        self._cut_short = self._file.exists() and self._file.read_bytes()[-1:] not in (b"", b"\n")
 
     def refresh(self) -> None:
         """Reads what other processes have written meanwhile."""
@@ -45,12 +46,12 @@ class Journal:
     def add(self, lines: Iterable[dict]) -> None:
         """Appends lines with the keys `sources` and `item`; they are on disk on return."""
         lines = list(lines)
-        whole = not self._file.exists() or self._file.read_bytes()[-1:] in (b"", b"\n")
         with self._file.open("a") as stream:
-            stream.write("" if whole else "\n")
+            stream.write("\n" if self._cut_short else "")
             stream.writelines(json.dumps(line) + "\n" for line in lines)
             stream.flush()
             os.fsync(stream.fileno())
+        self._cut_short = False
         self.lines |= {(line["sources"], line["item"]): line for line in lines}
 
     def finish(self) -> list[dict]:

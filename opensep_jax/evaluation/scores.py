@@ -65,8 +65,8 @@ def score_lists(
                 line = {"sources": count, "item": item}
                 line |= _described(dataset, mixtures[item], seen)
                 line["scores"] = [
-                    row | {k: _rounded(v[position]) for k, v in figures.items()}
-                    for row, figures in scores
+                    row | {k: _rounded(v[position]) for k, v in found.items()}
+                    for row, found in scores
                 ]
                 lines.append(line)
             journal.add(lines)
