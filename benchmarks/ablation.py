@@ -17,10 +17,22 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from opensep_jax.text.wordings import WORDINGS
+
+
+def only(wording: str) -> tuple[str, ...]:
+    """Flags of training on prompts of one kind."""
+    others = [kind for kind in WORDINGS if kind != wording]
+    return (
+        f"--config.data.wordings.{wording}=1",
+        *(f"--config.data.wordings.{kind}=0" for kind in others),
+    )
+
+
 # What differs from `configs/demo.py` in all of them: short crops, so that more steps fit.
 BUDGET = ("--config.data.crop_s=2.048",)
 # What differs from `base`, as flags of `train`. Crops and targets change at an equal number of
-# seconds, or of masks, per step.
+# seconds, or of masks, per step; the baselines without text draw more masks of as many mixtures.
 VARIANTS = {
     "base": (),
     "loss_l1": ("--config.loss.negative_snr=0", "--config.loss.magnitude_l1=1"),
@@ -31,11 +43,11 @@ VARIANTS = {
     "wider": ("--config.model.size=small",),
     "bfloat16": ("--config.model.dtype=bfloat16",),
     "loss_sum": ("--config.loss.magnitude_l1=1",),
-    "captions_only": (
-        "--config.data.wordings.label=0",
-        "--config.data.wordings.paraphrase=0",
-        "--config.data.wordings.description=0",
-    ),
+    "captions_only": only("caption"),
+    "names_only": only("label"),
+    "enriched_only": only("description"),
+    "pit": ("--config.task=unconditional", "--config.unconditional.assignment=pit"),
+    "mixit": ("--config.task=unconditional", "--config.unconditional.assignment=mixit"),
 }
 METRICS = tuple(
     f"val/si_sdri_{rule}/{n}_sources" for rule in ("none", "limit", "normalise") for n in (2, 3)

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """The whole config; a key that is not here does not exist."""
     c = ConfigDict()
-    c.task = "separator"  # what is learned: separator, captioner
+    c.task = "separator"  # what is learned: separator, captioner, unconditional
     c.seed = 0  # of parameters, data order and augmentation
 
     c.sample_rate_hz = 16000  # of records and network # BiModal repo
@@ -54,6 +54,10 @@ def get_config() -> ConfigDict:
     c.mix.level_db = 5.0  # +- around equal RMS # ours
     c.mix.speed = 0.0  # playback speed, factor 1 +- this # ours
     c.mix.eq_db = 0.0  # random frequency response, standard deviation in dB # ours
+
+    c.unconditional = ConfigDict()  # of the task unconditional: `separator` without text
+    c.unconditional.assignment = "pit"  # whose target an output is: pit, mixit # paper's baselines
+    c.unconditional.outputs = 4  # masks of a mixture # ours
 
     c.captioner = ConfigDict()  # of the task captioner, which has no use for stft, model and loss
     c.captioner.size = "tiny"  # a name in models/captioner.py: tiny, debug

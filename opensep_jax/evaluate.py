@@ -1,50 +1,55 @@
-"""Scores a checkpoint on seeded mixtures of prepared clips that it was not trained on.
+"""Scores checkpoints on seeded mixtures of prepared clips that they were not trained on.
 
     python -m opensep_jax.evaluate --checkpoint demo --data runs/soundbank --out runs/evaluation
 
-Classes of a mixture come from different families, levels differ by at most 2.5 dB either way from
-equal RMS, and every source is queried by its prompt. With --discover nothing is queried: mixtures
-are captioned, the captions parsed, and what was found is compared with what is there. Writes
-`items.jsonl` (each mixture with its sources and scores), `results.json` and `results.md`.
+A protocol says how mixtures are made, queried and scored (--protocol; other flags change it).
+Beside the checkpoints stand the unprocessed mixture and ideal masks; a network without text is
+scored by its best permutation. With the query `discovered` nothing is asked for: mixtures are
+captioned, the captions parsed, and what was found is compared with what is there.
+
+Writes `items.jsonl` (a line for each mixture) as it goes, so that a killed run goes on where it
+stopped, and several processes share the work (--num_shards); then `results.json`, `results.md`,
+`results.csv` and TensorBoard events.
 """
 
 import argparse
-import json
+import dataclasses
 import logging
-import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
-from opensep_jax import __version__, discovered, sharding
-from opensep_jax.api import Separator, load_separator
+from opensep_jax import __version__, sharding
+from opensep_jax.api import Separator
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import DoorError, run
-from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
+from opensep_jax.data import lists
 from opensep_jax.data.records import PreparedDataset, RecordError, write_json
 from opensep_jax.discovery import Discovery
+from opensep_jax.evaluation import discovered, tables
+from opensep_jax.evaluation.journal import Journal, claim
+from opensep_jax.evaluation.overlap import names_of, overlapping_clips
+from opensep_jax.evaluation.protocol import DISCOVERED, Protocol, load_protocol, protocol_names
+from opensep_jax.evaluation.scores import score_lists
+from opensep_jax.evaluation.systems import BASELINES, System, load_system
 from opensep_jax.flags import (
     add_captioner_flags,
     add_language_flags,
     captioner_options,
     language_options,
 )
+from opensep_jax.signal.measures import MEASURES
 from opensep_jax.text.caption import load_captioner
 from opensep_jax.text.parse import load_parser
 from opensep_jax.text.wordings import WORDINGS
-from opensep_jax.training.validation import (
-    RULES,
-    jitted_scores,
-    mean_and_error,
-    mixture_batches,
-)
+from opensep_jax.training.board import Board
+from opensep_jax.training.validation import RULES
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("opensep_jax")
 
-RULE_TEXT = {
+_RULE_TEXT = {
     "none": "masks as drawn",
     "limit": "scaled down where they exceed the mixture (what `infer` does)",
     "normalise": "divided by their sum (no residual)",
@@ -58,22 +63,39 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flags.add_argument("--checkpoint", default="demo", help="name, exported folder or workdir")
+    flags.add_argument(
+        "--checkpoint", nargs="+", default=["demo"], help="names, exported folders or workdirs"
+    )
     flags.add_argument("--data", required=True, type=Path, help="folder made by prepare")
     flags.add_argument("--split", default="val")
     flags.add_argument("--out", required=True, type=Path)
-    flags.add_argument("--num_sources", default="2,3", help="sources per mixture, e.g. 2,3,4")
-    flags.add_argument("--mixtures", type=int, default=200, help="of each number of sources")
-    flags.add_argument("--seconds", type=float, default=5.0, help="length of a mixture")
-    flags.add_argument("--level_db", type=float, default=2.5, help="+- around equal RMS")
     flags.add_argument(
-        "--wordings", default="caption,label", help=f"kinds of query out of {','.join(WORDINGS)}"
+        "--protocol", default="opensep_jax", help=f"{', '.join(protocol_names())}, or a JSON file"
     )
-    flags.add_argument("--seed", type=int, default=0, help="of the lists")
+    flags.add_argument(
+        "--list", help="mixtures of this list (assets/lists, or a file); default: drawn by --seed"
+    )
+    flags.add_argument("--write_list", type=Path, metavar="FILE", help="write the list, and stop")
+    flags.add_argument("--seed", type=int, default=0, help="of lists that are drawn")
+    flags.add_argument(
+        "--baselines", default=",".join(BASELINES), help="out of these; empty for none"
+    )
+    flags.add_argument(
+        "--train_data", type=Path, help="what was trained on: its clips are left out, and classes "
+        "are told apart as seen and unseen",
+    )  # fmt: skip
+    flags.add_argument("--train_split", default="train", help="of --train_data")
     flags.add_argument("--batch", type=int, default=8, help="mixtures at a time")
-    flags.add_argument(
-        "--discover", action="store_true", help="score separation without queries instead"
-    )
+    flags.add_argument("--num_shards", type=int, default=1, help="processes that share the work")
+    flags.add_argument("--shard", type=int, default=0, help="number of this process, from 0")
+    group = flags.add_argument_group("changes of the protocol")
+    group.add_argument("--num_sources", help="sources per mixture, e.g. 2,3,4")
+    group.add_argument("--mixtures", type=int, help="of each number of sources")
+    group.add_argument("--seconds", type=float, help="length of a mixture")
+    group.add_argument("--level_db", type=float, help="+- around equal RMS")
+    group.add_argument("--queries", help=f"out of {','.join(WORDINGS)},{DISCOVERED}")
+    group.add_argument("--masks", help=f"out of {','.join(RULES)}")
+    group.add_argument("--measures", help=f"out of {','.join(MEASURES)}")
     add_captioner_flags(flags)
     add_language_flags(flags)
     flags.add_argument("--debug", action="store_true", help="tracebacks with errors")
@@ -82,203 +104,215 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> int:
     """Scores every list and writes the files."""
-    counts = _numbers(args.num_sources)
     _check_flags(args)
-    wordings = args.wordings.split(",")
-    unknown = [wording for wording in wordings if wording not in WORDINGS]
-    if unknown:
-        raise DoorError(f"--wordings {','.join(unknown)} not known; known: {', '.join(WORDINGS)}")
-    config, net, params = load_separator(args.checkpoint)
+    protocol = _protocol(args)
     dataset = PreparedDataset(args.data, args.split)
-    _check_fits(config, dataset, args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if args.discover:
-        return _discover(args, counts, dataset)
-
-    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
+    train = PreparedDataset(args.train_data, args.train_split) if args.train_data else None
+    trained = overlapping_clips(dataset, train) if train else []
+    mixtures = _lists(args, protocol, dataset, frozenset(trained))
+    if args.write_list:
+        lists.write_list(args.write_list, dataset, mixtures)
+        return 0
+    mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1, devices=jax.local_devices())
     if args.batch % mesh.size:
         raise DoorError(f"--batch {args.batch} is not divisible by the {mesh.size} devices")
-    params = jax.device_put(params, sharding.replicated(mesh))
-    rows = []
-    with (args.out / "items.jsonl").open("w") as items:
-        for sources in counts:
-            mixtures = list_mixtures(dataset, args.mixtures, sources, args.seed)
-            for wording in wordings:
-                name = f"{sources} sources by {wording}"
-                scores = _score(args, net, params, dataset, mixtures, wording, mesh, name)
-                for item in _items(dataset, mixtures, wording, scores):
-                    items.write(json.dumps(item) + "\n")
-                rows += _rows(sources, wording, scores)
-    results = {
-        "version": __version__,
-        "checkpoint": {"name": args.checkpoint, "steps": config.get("steps")},
-        "data": {"split": args.split, "text_encoder": dataset.info["text_encoder"]["id"]},
-        "protocol": _protocol(args, dataset),
-        "rows": rows,
-    }
-    _write(args.out, results, _markdown(results))
-    return 0
+    systems = [load_system(name, mesh) for name in args.checkpoint]
+    for system in systems:
+        _check_fits(system, dataset, args)
+    about = _about(args, protocol, dataset, mixtures, systems, trained)
+    if DISCOVERED in protocol.queries:
+        separator, discovery = _listener(args)
+        about["discovery"] = {
+            "captioner": discovery.captioner.id, "parser": discovery.parser.id,
+            "merge_similarity": args.merge_similarity, "min_energy_share": args.min_energy_share,
+        }  # fmt: skip
+    claim(args.out, about)
 
-
-def _discover(args: argparse.Namespace, counts: list[int], dataset: PreparedDataset) -> int:
-    """Scores every list without queries."""
-    separator = Separator.from_checkpoint(args.checkpoint)
-    captioner = load_captioner(**captioner_options(args))
-    discovery = Discovery(captioner, load_parser(**language_options(args)), args.merge_similarity)
-    protocol = discovered.Protocol(args.seconds, args.level_db, args.min_energy_share)
-    rows = []
-    with (args.out / "items.jsonl").open("w") as items:
-        for sources in counts:
-            mixtures = list_mixtures(dataset, args.mixtures, sources, args.seed)
-            scored = discovered.score_discovery(separator, discovery, dataset, mixtures, protocol)
-            items.writelines(json.dumps({"sources": sources, **item}) + "\n" for item in scored)
-            rows.append({"sources": sources, **discovered.summary(scored)})
-    models = {"captioner": captioner.id, "parser": discovery.parser.id}
-    results = {
-        "version": __version__,
-        "models": models | {k: v["id"] for k, v in separator.models.items()},
-        "protocol": _protocol(args, dataset) | {"min_energy_share": args.min_energy_share},
-        "rows": rows,
-    }
-    _write(args.out, results, discovered.markdown(rows))
-    return 0
-
-
-def _protocol(args: argparse.Namespace, dataset: PreparedDataset) -> dict:
-    """How the mixtures are made."""
-    return {
-        "split": args.split, "mixtures": args.mixtures, "seconds": args.seconds,
-        "level_db": args.level_db, "seed": args.seed,
-        "families_distinct": bool(dataset.info["families"]),
-    }  # fmt: skip
-
-
-def _write(out: Path, results: dict, table: str) -> None:
-    write_json(out / "results.json", results)
-    (out / "results.md").write_text(table)
-    print(table)
-
-
-def _score(
-    args: argparse.Namespace,
-    net: object,
-    params: dict,
-    dataset: PreparedDataset,
-    mixtures: list[ListedMixture],
-    wording: str,
-    mesh: jax.sharding.Mesh,
-    name: str,
-) -> dict[str, np.ndarray]:
-    """Scores of all mixtures, [M, S] for each measure."""
-    batches = mixture_batches(
-        dataset, mixtures, seconds=args.seconds, level_db=args.level_db, wording=wording,
-        batch=args.batch,
+    share = {"shard": args.shard, "num_shards": args.num_shards}
+    journals = [Journal(args.out, "items", **share)]
+    score_lists(
+        dataset, mixtures, protocol, systems, _chosen(args.baselines), journals[0], mesh=mesh,
+        batch=args.batch, seen=names_of(train) if train else None, **share,
     )  # fmt: skip
-    total = -(-len(mixtures) // args.batch)
-    scores = [
-        jax.device_get(jitted_scores(net)(params, sharding.shard_batch(batch, mesh)))
-        for batch in tqdm(batches, name, total=total, disable=None)
-    ]
-    return {k: np.concatenate([s[k] for s in scores])[: len(mixtures)] for k in scores[0]}
-
-
-def _rows(sources: int, wording: str, scores: dict[str, np.ndarray]) -> list[dict]:
-    """A row of the table for every rule."""
-    rows = []
-    for rule in RULES:
-        si_sdri, error = mean_and_error(scores[f"si_sdri_{rule}"])
-        snri, snri_error = mean_and_error(scores[f"snri_{rule}"])
-        per_mixture = scores[f"si_sdri_{rule}"].mean(-1)
-        rows.append(
-            {
-                "sources": sources, "wording": wording, "masks": rule, "mixtures": len(per_mixture),
-                "si_sdri_db": round(si_sdri, 3), "si_sdri_error_db": round(error, 3),
-                "si_sdri_median_db": round(float(np.median(per_mixture)), 3),
-                "snri_db": round(snri, 3), "snri_error_db": round(snri_error, 3),
-            }
+    if DISCOVERED in protocol.queries:
+        journals.append(Journal(args.out, "discovered", **share))
+        discovered.score_discovery(
+            separator, discovery, dataset, mixtures, protocol, args.min_energy_share,
+            journals[1], **share,
         )  # fmt: skip
-    return rows
+    total = sum(map(len, mixtures.values()))
+    for journal in journals:
+        journal.refresh()
+        if len(journal.lines) < total:
+            logger.info("%d of %d mixtures are scored, by other processes the rest",
+                        len(journal.lines), total)  # fmt: skip
+            return 0
+    _write(args.out, about, protocol, systems, *(journal.finish() for journal in journals))
+    return 0
 
 
-def _items(
+def _protocol(args: argparse.Namespace) -> Protocol:
+    """The protocol with the changes that flags make to it."""
+    protocol = load_protocol(args.protocol)
+    level = args.level_db
+    return protocol.changed(
+        {
+            "num_sources": _numbers(args.num_sources) if args.num_sources else None,
+            "mixtures": args.mixtures,
+            "seconds": args.seconds,
+            "range_db": None if level is None else (-level, level),
+            **{k: _chosen(getattr(args, k)) for k in ("queries", "masks", "measures")},
+        }
+    )
+
+
+def _lists(
+    args: argparse.Namespace, protocol: Protocol, dataset: PreparedDataset, without: frozenset[int]
+) -> dict[int, list[lists.ListedMixture]]:
+    """The mixtures by number of sources."""
+    if not args.list:
+        return {
+            count: lists.list_mixtures(
+                dataset, protocol.mixtures, count, args.seed, protocol.partners, without
+            )
+            for count in protocol.num_sources
+        }
+    known = lists.read_list(args.list, dataset)
+    missing = [str(count) for count in protocol.num_sources if count not in known]
+    if missing:
+        raise DoorError(f"--list {args.list} has no mixtures of {', '.join(missing)} sources")
+    found = {count: known[count][: protocol.mixtures] for count in protocol.num_sources}
+    used = {clip for mixtures in found.values() for mixture in mixtures for clip in mixture.clips}
+    if used & without:
+        path = dataset.clips[min(used & without)].path
+        raise DoorError(
+            f"--list {args.list}: {len(used & without)} of its clips are in --train_data "
+            f"{args.train_data}, such as {path}"
+        )
+    return found
+
+
+def _listener(args: argparse.Namespace) -> tuple[Separator, Discovery]:
+    if len(args.checkpoint) > 1:
+        raise DoorError(f"the query {DISCOVERED} takes one --checkpoint")
+    separator = Separator.from_checkpoint(args.checkpoint[0])
+    captioner = load_captioner(**captioner_options(args))
+    reader = load_parser(**language_options(args))
+    return separator, Discovery(captioner, reader, args.merge_similarity)
+
+
+def _about(
+    args: argparse.Namespace,
+    protocol: Protocol,
     dataset: PreparedDataset,
-    mixtures: list[ListedMixture],
-    wording: str,
-    scores: dict[str, np.ndarray],
-) -> list[dict]:
-    """A line of `items.jsonl` for every mixture."""
-    items = []
-    for number, mixture in enumerate(mixtures):
-        clips = [dataset.clips[index] for index in mixture.clips]
-        items.append(
-            {
-                "sources": len(clips),
-                "item": number,
-                "wording": wording,
-                "clips": [clip.path for clip in clips],
-                "labels": [clip.sources[0].name for clip in clips],
-                "prompts": [dataset.text.prompts[i] for i in text_ids(dataset, mixture, wording)],
-                **{k: [round(float(x), 3) for x in v[number]] for k, v in scores.items()},
-            }
-        )
-    return items
+    mixtures: Mapping[int, Sequence[lists.ListedMixture]],
+    systems: Sequence[System],
+    trained: Sequence[int],
+) -> dict:
+    """What the figures depend on; a folder holds those of one such."""
+    about = {
+        "version": __version__,
+        "systems": [{"name": s.name, "id": s.id, "steps": s.steps} for s in systems],
+        "baselines": args.baselines,
+        "batch": args.batch,
+        "protocol": {"name": args.protocol, **dataclasses.asdict(protocol)},
+        "data": {"split": args.split, "text_encoder": dataset.info["text_encoder"]["id"],
+                 "sample_rate_hz": dataset.sample_rate_hz},
+        "lists": {str(n): lists.digest(dataset, rows) for n, rows in mixtures.items()},
+    }  # fmt: skip
+    if protocol.sample_rate_hz not in (0, dataset.sample_rate_hz):
+        about["protocol"]["differs"] = (
+            *protocol.differs, f"{dataset.sample_rate_hz} Hz instead of {protocol.sample_rate_hz}"
+        )  # fmt: skip
+    if args.train_data:
+        about["clips_left_out_as_trained_on"] = len(trained)
+    return about
 
 
-def _markdown(results: dict) -> str:
-    """The table for people."""
-    protocol = results["protocol"]
-    lines = [
-        f"Checkpoint `{results['checkpoint']['name']}` ({results['checkpoint']['steps']} steps), "
-        f"{protocol['mixtures']} mixtures of {protocol['seconds']:g} s for each number of sources, "
-        f"+-{protocol['level_db']:g} dB, list seed {protocol['seed']}; mean +- standard error.",
-        "",
-        "| sources | query | masks | SI-SDR improvement (dB) | median | SNR improvement (dB) |",
-        "|---|---|---|---|---|---|",
+def _write(
+    out: Path,
+    about: dict,
+    protocol: Protocol,
+    systems: Sequence[System],
+    items: Sequence[dict],
+    found: Sequence[dict] = (),
+) -> None:
+    """Tables of all items, for people, programs and TensorBoard."""
+    counted = protocol.aggregate, protocol.scored, protocol.silence
+    rows = tables.summarise(tables.with_improvements(items), *counted)
+    found_rows = [
+        {"sources": n, **discovered.summary([line for line in found if line["sources"] == n])}
+        for n in sorted({line["sources"] for line in found})
     ]
+    results = {**about, "rows": tables.flat(rows), "discovered": tables.flat(found_rows)}
+    write_json(out / "results.json", results)
+    tables.write_csv(out / "results.csv", results["rows"])
+    text = _introduction(about, protocol) + tables.markdown(rows, protocol.headline)
+    if found_rows:
+        text += "\nWithout a query:\n\n" + discovered.markdown(found_rows)
+    (out / "results.md").write_text(text)
+    board, step = Board(out), max(system.steps or 0 for system in systems)
     for row in results["rows"]:
-        lines.append(
-            f"| {row['sources']} | {row['wording']} | {row['masks']} | "
-            f"{row['si_sdri_db']:.2f} +- {row['si_sdri_error_db']:.2f} | "
-            f"{row['si_sdri_median_db']:.2f} | "
-            f"{row['snri_db']:.2f} +- {row['snri_error_db']:.2f} |"
-        )
-    lines += ["", *(f"- `{rule}`: {text}" for rule, text in RULE_TEXT.items())]
-    return "\n".join(lines) + "\n"
+        name = "_".join(filter(None, (row["system"], row["query"], row["masks"])))
+        where = f"{row['sources']}_sources/{name.replace('/', '_')}/{row['group']}"
+        board.scalars(step, {
+            f"{where}/{k}": v for k, v in row.items() if isinstance(v, float)
+        })  # fmt: skip
+    board.text(step, "results", text)
+    board.close()
+    print(text)
 
 
-def _check_fits(config: dict, dataset: PreparedDataset, args: argparse.Namespace) -> None:
+def _introduction(about: dict, protocol: Protocol) -> str:
+    """What the table shows, before it."""
+    lists_said = ", ".join(f"{n}: `{digest}`" for n, digest in about["lists"].items())
+    lines = [
+        f"Protocol `{about['protocol']['name']}`: {protocol.about} {protocol.seconds:g} s, lists "
+        f"by number of sources {lists_said}. dB; mean of mixtures ({protocol.aggregate}) and 95 % "
+        f"bootstrap interval. The protocol's figure: `{protocol.headline}`.",
+        *(f"- Differs: {difference}." for difference in about["protocol"]["differs"]),
+        *(f"- Masks `{rule}`: {_RULE_TEXT[rule]}." for rule in protocol.masks),
+    ]
+    return "\n".join(lines) + "\n\n"
+
+
+def _check_fits(system: System, dataset: PreparedDataset, args: argparse.Namespace) -> None:
     """The data must have the checkpoint's rate and text encoder."""
     pairs = {
-        "sample_rate_hz": (config["sample_rate_hz"], dataset.sample_rate_hz),
-        "text encoder": (config["text_encoder"]["id"], dataset.info["text_encoder"]["id"]),
+        "sample_rate_hz": (system.net.sample_rate_hz, dataset.sample_rate_hz),
+        "text encoder": (system.text_encoder, dataset.info["text_encoder"]["id"]),
     }
-    wrong = [f"{k} {a} there, {b} here" for k, (a, b) in pairs.items() if a != b]
+    wrong = [f"{k} {a} there, {b} here" for k, (a, b) in pairs.items() if a not in (b, None)]
     if wrong:
         raise DoorError(
-            f"checkpoint {args.checkpoint} and data {args.data} do not fit: {'; '.join(wrong)}"
+            f"checkpoint {system.name} and data {args.data} do not fit: {'; '.join(wrong)}"
         )
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    """Refuses numbers that no list can be made of."""
-    for name in ("mixtures", "batch", "seconds"):
-        value = getattr(args, name)
-        if not 0 < value < math.inf:
-            raise DoorError(f"--{name} {value} must be positive")
-    if not 0 <= args.level_db < math.inf:
-        raise DoorError(f"--level_db {args.level_db} must not be negative")
+    """Refuses what nothing can be made of."""
+    if args.batch < 1:
+        raise DoorError(f"--batch {args.batch} must be positive")
     if args.seed < 0:
         raise DoorError(f"--seed {args.seed} must not be negative")
+    if not 0 <= args.shard < args.num_shards:
+        raise DoorError(f"--shard {args.shard} is not within --num_shards {args.num_shards}")
+    wrong = [name for name in _chosen(args.baselines) if name not in BASELINES]
+    if wrong:
+        raise DoorError(f"--baselines {','.join(wrong)} not known; known: {', '.join(BASELINES)}")
+    if len(set(args.checkpoint)) < len(args.checkpoint):
+        raise DoorError(f"--checkpoint {' '.join(args.checkpoint)}: each once")
 
 
-def _numbers(text: str) -> list[int]:
+def _chosen(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part for part in text.split(",") if part)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
     try:
-        counts = [int(part) for part in text.split(",")]
+        return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise DoorError(f"--num_sources {text}: numbers separated by commas are needed") from error
-    if min(counts) < 2:
-        raise DoorError(f"--num_sources {text}: a mixture has at least 2 sources")
-    return counts
 
 
 def cli() -> None:

@@ -6,13 +6,14 @@ import ml_collections
 
 from opensep_jax.cli import DoorError
 from opensep_jax.data.mix import Augment
-from opensep_jax.separator import build_separator
+from opensep_jax.separator import SeparatorNet, build_separator
 from opensep_jax.training.separator_task import SeparatorTask, build_separator_task
 
 # Sections of the config that only other tasks read: not part of what a run learns.
 UNREAD = {
-    "separator": ("captioner",),
-    "captioner": ("loss", "model", "stft"),
+    "separator": ("captioner", "unconditional"),
+    "captioner": ("loss", "model", "stft", "unconditional"),
+    "unconditional": ("captioner",),
 }
 
 
@@ -22,7 +23,8 @@ def build_task(config: ml_collections.ConfigDict) -> SeparatorTask:
         raise DoorError(f"config.task={config.task!r} is not known; known: {', '.join(UNREAD)}")
     if not config.data.folder:
         raise DoorError("config.data.folder is empty: give --config.data.folder=PREPARED")
-    return (_separator if config.task == "separator" else _captioner)(config)
+    builders = {"separator": _separator, "captioner": _captioner, "unconditional": _unconditional}
+    return builders[config.task](config)
 
 
 def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
@@ -43,22 +45,42 @@ def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
             "clauses": dict(task.listener.clauses),
             "max_sources": task.listener.sources,
         }
-    return common | {
+    common |= {
         "model": {"size": config.model.size, "dtype": config.model.dtype},
         "stft": config.stft.to_dict(),
-        "text_encoder": task.train.info["text_encoder"] | {"max_tokens": config.data.text_tokens},
     }
+    if config.task == "unconditional":
+        width = task.train.info["text"]["width"]
+        return common | {"prompts": {"outputs": config.unconditional.outputs, "width": width}}
+    encoder = task.train.info["text_encoder"] | {"max_tokens": config.data.text_tokens}
+    return common | {"text_encoder": encoder}
 
 
 def _separator(config: ml_collections.ConfigDict) -> SeparatorTask:
-    net = build_separator(
+    return build_separator_task(_net(config), **_settings(config))
+
+
+def _unconditional(config: ml_collections.ConfigDict) -> SeparatorTask:
+    # Here, like the captioner: most runs have no use for it.
+    from opensep_jax.training.unconditional_task import build_unconditional_task
+
+    own = config.unconditional.to_dict()
+    return build_unconditional_task(_net(config), **own, **_settings(config))
+
+
+def _net(config: ml_collections.ConfigDict) -> SeparatorNet:
+    return build_separator(
         **config.model.to_dict(), **config.stft.to_dict(), sample_rate_hz=config.sample_rate_hz
     )
+
+
+def _settings(config: ml_collections.ConfigDict) -> dict:
+    """What tasks that separate are built of, besides the network."""
     data = {k: v for k, v in config.data.to_dict().items() if k not in ("workers", "threads")}
-    return build_separator_task(
-        net, **data, seed=config.seed, mix_settings=config.mix.to_dict(),
-        loss_weights=config.loss.to_dict(), validation=_validation(config, "every_steps"),
-    )  # fmt: skip
+    return data | {
+        "seed": config.seed, "mix_settings": config.mix.to_dict(),
+        "loss_weights": config.loss.to_dict(), "validation": _validation(config, "every_steps"),
+    }  # fmt: skip
 
 
 def _captioner(config: ml_collections.ConfigDict) -> object:

@@ -1,32 +1,57 @@
-"""The door `evaluate`: files, the same scores as a plain computation, and what it refuses."""
+"""The door `evaluate`: the same scores as a plain computation, however the work is cut up."""
 
+import csv
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from opensep_jax import evaluate
 from opensep_jax.api import load_separator
+from opensep_jax.checkpoint import shipped
 from opensep_jax.cli import run
 from opensep_jax.data.lists import list_mixtures, pad_texts, render, text_ids
 from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.evaluation.systems import load_system
 from opensep_jax.separator import separate
-from opensep_jax.training.validation import mean_and_error
-from tests.tiny_checkpoint import shared_checkpoint
+from opensep_jax.sharding import make_mesh
+from tests.tiny_checkpoint import SAMPLE_RATE_HZ, random_params, shared_checkpoint
+
+RUN = ["--mixtures", 10, "--seconds", 0.25, "--num_sources", 2, "--measures", "si_sdr,snr"]
+
+
+def _argv(*argv: object) -> list[str]:
+    given = [] if "--checkpoint" in argv else ["--checkpoint", shared_checkpoint()]
+    return [str(flag) for flag in (*given, *RUN, *argv)]
 
 
 def _evaluate(*argv: object) -> int:
-    flags = ["--checkpoint", shared_checkpoint(), "--mixtures", 10, "--seconds", 0.25, *argv]
-    return run(
-        evaluate.main, evaluate.parser(), (RecordError, ValueError), [str(flag) for flag in flags]
-    )
+    return run(evaluate.main, evaluate.parser(), (RecordError, ValueError), _argv(*argv))
+
+
+def _lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+
+
+def _rows(out: Path) -> list[dict]:
+    return json.loads((out / "results.json").read_text())["rows"]
+
+
+def _row(line: dict, **wanted: str) -> dict:
+    (row,) = (row for row in line["scores"] if wanted.items() <= row.items())
+    return row
 
 
 @pytest.fixture(scope="module")
 def results(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluation")
-    assert _evaluate("--data", tiny_dataset, "--out", out, "--num_sources", "2,3") == 0
+    assert _evaluate("--data", tiny_dataset, "--out", out) == 0
     return out
 
 
@@ -37,53 +62,170 @@ def _si_sdr(estimate: np.ndarray, reference: np.ndarray) -> float:
 
 
 def test_scores_equal_a_plain_computation(results: Path, tiny_dataset: Path):
-    lines = [json.loads(line) for line in (results / "items.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 * 2 * 10  # numbers of sources x wordings x mixtures
-    item = next(x for x in lines if (x["sources"], x["item"], x["wording"]) == (3, 4, "label"))
+    lines = _lines(results)
+    assert [(x["sources"], x["item"]) for x in lines] == [(2, i) for i in range(10)]
+    line = lines[4]
     _, net, params = load_separator(shared_checkpoint())
     dataset = PreparedDataset(tiny_dataset, "val")
-    mixture = list_mixtures(dataset, 10, 3, seed=0)[4]
-    assert item["clips"] == [dataset.clips[i].path for i in mixture.clips]
+    mixture = list_mixtures(dataset, 10, 2, seed=0)[4]
+    assert line["clips"] == [dataset.clips[i].path for i in mixture.clips]
     sources_ST = render(dataset, mixture, 4000, 2.5)
     states = [dataset.text.states(i) for i in text_ids(dataset, mixture, "label")]
     text, mask = pad_texts(states, 64)
-    real = np.ones((1, 3), bool)
     mix_BCT = sources_ST.sum(0)[None, None]
-    for rule in ("none", "limit", "normalise"):
-        stems = separate(net, params, mix_BCT, text[None], mask[None], real, rule)[0, :, 0]
-        expected = [
-            _si_sdr(np.asarray(stem), source) - _si_sdr(mix_BCT[0, 0], source)
-            for stem, source in zip(stems, sources_ST, strict=True)
+    before = [_si_sdr(mix_BCT[0, 0], source) for source in sources_ST]
+    np.testing.assert_allclose(_row(line, system="mixture")["si_sdr"], before, atol=2e-3)
+    for rule in ("limit", "normalise"):
+        plain = jax.jit(separate, static_argnames=("net", "mask_rule"))
+        real = np.ones((1, 2), bool)
+        stems = plain(net, params, mix_BCT, text[None], mask[None], real, mask_rule=rule)
+        pairs = zip(np.asarray(stems[0, :, 0]), sources_ST, strict=True)
+        expected = [_si_sdr(stem, source) for stem, source in pairs]
+        np.testing.assert_allclose(
+            _row(line, query="label", masks=rule)["si_sdr"], expected, atol=0.02
+        )
+
+
+def test_the_table_has_every_system_with_its_interval(results: Path):
+    rows, lines = _rows(results), _lines(results)
+    assert len(rows) == 3 + 2 * 2  # baselines; queries times mask rules
+    wanted = {"query": "caption", "masks": "limit"}
+    (row,) = (row for row in rows if wanted.items() <= row.items())
+    values = np.array([_row(line, query="caption", masks="limit")["si_sdr"] for line in lines])
+    before = np.array([_row(line, system="mixture")["si_sdr"] for line in lines])
+    means = (values - before).mean(1)
+    assert row["si_sdri"] == pytest.approx(means.mean(), abs=2e-3)
+    error = means.std(ddof=1) / np.sqrt(10)
+    assert row["si_sdri_high"] - row["si_sdri_low"] == pytest.approx(2 * 1.96 * error, rel=0.35)
+    by_system = {r["system"]: r["si_sdri"] for r in rows}
+    assert by_system["mixture"] == 0 and by_system["irm"] > 5 and by_system["ibm"] > 5
+    cell = f"{row['si_sdri']:.2f} [{row['si_sdri_low']:.2f}, {row['si_sdri_high']:.2f}]"
+    assert cell in (results / "results.md").read_text()
+    with (results / "results.csv").open() as stream:
+        found = [r for r in csv.DictReader(stream) if r["query"] == "caption"]
+    assert float(found[0]["si_sdri"]) == row["si_sdri"]
+    board = EventAccumulator(str(results)).Reload()
+    tag = next(t for t in board.Tags()["scalars"] if t.endswith("caption_limit/all/si_sdri"))
+    (event,) = board.Scalars(tag)
+    assert event.step == 7 and event.value == pytest.approx(row["si_sdri"], rel=1e-5)
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(results: Path, tiny_dataset: Path, tmp_path):
+    shutil.copy(results / "evaluation.json", tmp_path)
+    whole = (results / "items.jsonl").read_text()
+    lines = whole.splitlines(keepends=True)
+    (tmp_path / "items.jsonl").write_text("".join(lines[:9]) + lines[9][:40])
+    assert _evaluate("--data", tiny_dataset, "--out", tmp_path) == 0
+    assert (tmp_path / "items.jsonl").read_text() == whole
+    assert _rows(tmp_path) == _rows(results)
+
+
+def test_shards_together_give_the_whole(results: Path, tiny_dataset: Path, tmp_path: Path):
+    for shard in (0, 1):
+        assert not (tmp_path / "results.json").exists()
+        flags = ["--num_shards", 2, "--shard", shard]
+        assert _evaluate("--data", tiny_dataset, "--out", tmp_path, *flags) == 0
+    assert (tmp_path / "items.jsonl").read_text() == (results / "items.jsonl").read_text()
+    assert _rows(tmp_path) == _rows(results)
+
+
+@pytest.mark.slow
+def test_two_processes_at_the_same_time(results: Path, tiny_dataset: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "opensep_jax.evaluate", *_argv("--data", tiny_dataset)]
+    command += ["--out", str(tmp_path), "--num_shards", "2", "--shard"]
+    running = [subprocess.Popen([*command, shard], stderr=subprocess.PIPE) for shard in "01"]
+    for process in running:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    for ours, expected in zip(_rows(tmp_path), _rows(results), strict=True):
+        assert ours["si_sdr"] == pytest.approx(expected["si_sdr"], abs=2e-3)
+
+
+def test_one_device_gives_the_scores_of_eight(
+    results: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
+    assert _evaluate("--data", tiny_dataset, "--out", tmp_path) == 0
+    for row, other in zip(_rows(tmp_path), _rows(results), strict=True):
+        assert row["si_sdr"] == pytest.approx(other["si_sdr"], abs=2e-3)
+        assert row["snri"] == pytest.approx(other["snri"], abs=2e-3)
+
+
+def test_a_folder_of_another_evaluation_is_refused(results: Path, tiny_dataset: Path, capsys):
+    assert _evaluate("--data", tiny_dataset, "--out", results, "--seed", 5) == 2
+    assert "holds another evaluation (lists differ)" in capsys.readouterr().err
+
+
+def test_a_list_that_was_written_is_scored_again(results: Path, tiny_dataset: Path, tmp_path: Path):
+    file, out = tmp_path / "list.json", tmp_path / "out"
+    assert _evaluate("--data", tiny_dataset, "--out", out, "--write_list", file) == 0
+    assert not out.exists()
+    assert _evaluate("--data", tiny_dataset, "--out", out, "--list", file) == 0
+    assert (out / "items.jsonl").read_text() == (results / "items.jsonl").read_text()
+
+
+def test_trained_clips_are_left_out_and_classes_told_apart(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    data = ["--data", tiny_dataset, "--out", tmp_path / "a", "--train_data", tiny_dataset]
+    assert _evaluate(*data, "--train_split", "val") == 2
+    assert "has 0 families of sounds" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate, "names_of", lambda _: frozenset({"hum", "low tone"}))
+    assert _evaluate(*data, "--baselines", "mixture") == 0
+    assert json.loads((tmp_path / "a" / "results.json").read_text())[
+        "clips_left_out_as_trained_on"
+    ] == 0  # fmt: skip
+    lines = _lines(tmp_path / "a")
+    for line in lines:
+        assert line["seen"] == [name in ("hum", "low tone") for name in line["names"]]
+    rows = {row["group"]: row for row in _rows(tmp_path / "a") if row["masks"] == "limit"}
+    values = [
+        np.mean([v for v, seen in zip(_row(x, query="label", masks="limit")["snr"], x["seen"],
+                                      strict=True) if not seen])
+        for x in lines if not all(x["seen"])
+    ]  # fmt: skip
+    assert set(rows) == {"all", "seen", "unseen"}
+    assert rows["unseen"]["snr"] == pytest.approx(np.mean(values), abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def blind_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network without text, of random weights and two outputs."""
+    config = {
+        "schema": 1, "task": "unconditional", "model": {"size": "debug", "dtype": "float32"},
+        "stft": {"n_fft_samples": 128, "hop_samples": 64}, "sample_rate_hz": SAMPLE_RATE_HZ,
+        "prompts": {"outputs": 2, "width": 16},
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = {
+        "net": random_params(config | {"text_encoder": {"width": 16}}),
+        "prompts": rng.standard_normal((2, 16)).astype(np.float32),
+    }
+    folder = tmp_path_factory.mktemp("blind") / "checkpoint"
+    shipped.export(folder, params, config)
+    return folder
+
+
+def test_a_network_without_text_is_scored_by_its_best_permutation(
+    blind_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
+):
+    flags = ["--checkpoint", blind_checkpoint, "--masks", "none", "--baselines", "mixture"]
+    flags += ["--num_sources", "2,3"]
+    assert _evaluate("--data", tiny_dataset, "--out", tmp_path, *flags) == 0
+    lines = _lines(tmp_path)
+    assert all(len(line["scores"]) == 1 for line in lines[10:])  # three sources, but two outputs
+    mesh = make_mesh(data=1, fsdp=1, tensor=1, devices=jax.devices()[:1])
+    system = load_system(str(blind_checkpoint), mesh)
+    dataset = PreparedDataset(tiny_dataset, "val")
+    for item in (0, 3):
+        sources = render(dataset, list_mixtures(dataset, 10, 2, seed=0)[item], 4000, 2.5)
+        stems = np.asarray(system.separate(sources[None], {}, ("none",))["none"])[0]
+        orders = [
+            [_si_sdr(stems[a], sources[0]), _si_sdr(stems[1 - a], sources[1])] for a in (0, 1)
         ]
-        np.testing.assert_allclose(item[f"si_sdri_{rule}"], expected, atol=0.02)
-
-
-def test_table_has_means_and_standard_errors(results: Path):
-    rows = json.loads((results / "results.json").read_text())["rows"]
-    lines = [json.loads(line) for line in (results / "items.jsonl").read_text().splitlines()]
-    row = next(
-        r for r in rows if (r["sources"], r["wording"], r["masks"]) == (2, "caption", "limit")
-    )
-    values = np.array(
-        [x["si_sdri_limit"] for x in lines if (x["sources"], x["wording"]) == (2, "caption")]
-    )
-    means = values.mean(1)
-    assert row["si_sdri_db"] == pytest.approx(means.mean(), abs=2e-3)
-    assert row["si_sdri_error_db"] == pytest.approx(means.std(ddof=1) / np.sqrt(10), abs=2e-3)
-    assert f"| {row['si_sdri_db']:.2f} +- {row['si_sdri_error_db']:.2f} |" in (
-        results / "results.md"
-    ).read_text().replace("\n", "\n ")
-
-
-def test_same_scores_in_other_batches(results: Path, tiny_dataset: Path, tmp_path: Path):
-    assert _evaluate("--data", tiny_dataset, "--out", tmp_path, "--batch", 16) == 0
-    a, b = (json.loads((f / "results.json").read_text())["rows"] for f in (results, tmp_path))
-    for row_a, row_b in zip(a, b, strict=True):
-        assert row_a["si_sdri_db"] == pytest.approx(row_b["si_sdri_db"], abs=2e-3)
-
-
-def test_mean_and_error_of_known_numbers():
-    assert mean_and_error(np.array([[1.0, 3.0], [4.0, 4.0]])) == (3.0, 1.0)
+        best = max(orders, key=sum)
+        np.testing.assert_allclose(lines[item]["scores"][1]["si_sdr"], best, atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -91,15 +233,22 @@ def test_mean_and_error_of_known_numbers():
     [
         (["--num_sources", "1"], "at least 2 sources"),
         (["--num_sources", "two"], "numbers separated by commas"),
-        (["--wordings", "caption,shout"], "shout"),
+        (["--queries", "caption,shout"], "queries shout not known; known: caption, label"),
+        (["--masks", "soft"], "masks soft not known"),
+        (["--measures", "sdr"], "measures sdr not known; known: si_sdr, snr, bss_sources_512"),
+        (["--baselines", "silence"], "--baselines silence not known; known: mixture, irm, ibm"),
         (["--split", "test"], "no split 'test'"),
         (["--num_sources", "9"], "families"),
         (["--checkpoint", "nowhere"], "nowhere"),
+        (["--protocol", "musdb"], "protocol 'musdb' is no file; known: audiosep_audiocaps"),
+        (["--list", "nothing.json"], "list nothing.json cannot be read"),
         (["--batch", "0"], "--batch 0 must be positive"),
-        (["--mixtures", "0"], "--mixtures 0 must be positive"),
-        (["--seconds", "-1"], "--seconds -1.0 must be positive"),
-        (["--level_db", "nan"], "--level_db nan must not be negative"),
+        (["--batch", "3"], "--batch 3 is not divisible by the 8 devices"),
+        (["--mixtures", "0"], "mixtures 0 must be positive"),
+        (["--seconds", "-1"], "seconds -1.0"),
+        (["--level_db", "nan"], "range_db (nan, nan)"),
         (["--seed", "-1"], "--seed -1 must not be negative"),
+        (["--shard", "1"], "--shard 1 is not within --num_shards 1"),
     ],
 )
 def test_what_cannot_run_is_named(

@@ -23,12 +23,12 @@ RANK = {
     "training": 3,
     "planning": 3,
     "api": 4,
+    "evaluation": 5,
 }
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan", "import_predecessor"}
 COMPILES = ("forecast", "train")  # a plan is about the very step that `train` takes
 DOOR_PARTS = {
     "cli",
-    "discovered",
     "stages",
     "flags",
     "inputs",

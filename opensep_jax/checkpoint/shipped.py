@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 SHIPPED = {  # folders inside the package by task and name
     "separator": {"demo": "assets/demo"},
     "captioner": {"demo": "assets/demo_captioner"},
+    "unconditional": {},
 }
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
@@ -44,6 +45,12 @@ _REQUIRED = {
         "clauses": dict,
         "max_sources": int,
     },
+    "unconditional": {
+        "model": {"size": str, "dtype": str},
+        "stft": {"n_fft_samples": int, "hop_samples": int},
+        "sample_rate_hz": int,
+        "prompts": {"outputs": int, "width": int},
+    },
 }
 _KINDS = {
     str: "a text",
@@ -51,6 +58,14 @@ _KINDS = {
     float: "a number above 0",
     dict: "a table of texts",
 }
+
+
+class OtherTask(ValueError):
+    """A checkpoint that has learned another task than the one wanted."""
+
+    def __init__(self, message: str, task: object):
+        super().__init__(message)
+        self.task = task
 
 
 def export(
@@ -196,9 +211,10 @@ def _check_config(config: object, where: str, task: str) -> None:
     if not isinstance(config, Mapping):
         raise ValueError(f"{where}: the config is no JSON object")
     if config.get("schema") != SCHEMA_VERSION or config.get("task") != task:
-        raise ValueError(
+        raise OtherTask(
             f"{where}: schema {config.get('schema')!r} and task {config.get('task')!r}; "
-            f"needed are schema {SCHEMA_VERSION} and task {task!r}"
+            f"needed are schema {SCHEMA_VERSION} and task {task!r}",
+            config.get("task"),
         )
     missing, leaves = [], {}
     for key, parts in _REQUIRED[task].items():

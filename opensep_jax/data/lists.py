@@ -1,12 +1,20 @@
 """Seeded lists of validation mixtures: the same items wherever and whenever they are made."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
 from opensep_jax.data.pipeline import crop
-from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.records import PreparedDataset, RecordError, prompt_key
+
+PARTNERS = ("families", "names", "any")
+CROPS = ("sounding", "centre", "start")
+LEVELS = ("equal_rms", "as_recorded", "snr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,30 +24,48 @@ class ListedMixture:
     Attributes:
         clips: indices into the data set.
         seed: of the crops and levels.
+        levels_db: of the first clip over each other one, where a published list tells; else drawn.
+        texts: prompts of the clips, where a published list tells; an empty one is that of the kind
+            that is asked for.
     """
 
     clips: tuple[int, ...]
     seed: tuple[int, ...]
+    levels_db: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 def list_mixtures(
-    dataset: PreparedDataset, number: int, sources: int, seed: int
+    dataset: PreparedDataset,
+    number: int,
+    sources: int,
+    seed: int,
+    partners: str = "families",
+    without: frozenset[int] = frozenset(),
 ) -> list[ListedMixture]:
-    """Mixtures of clips whose names come from different families.
-
-    Names are drawn first, so every class counts alike. A name in no family is one by itself.
-    Source: ours.
+    """Mixtures of clips that may meet, seeded.
 
     Args:
         dataset: clips and families.
         number: how many mixtures.
         sources: clips in each.
         seed: of the list.
+        partners: `families`: names of clips are drawn first, so every class counts alike, and
+            come from different families; a name in no family is one by itself. `names`: the same
+            with every name a family. Both use clips of one source. `any`: clips of any number of
+            sources are drawn uniformly, whatever they hold.
+        without: clips that are not used.
+
+    Source: ours.
     """
-    family = _family_of(dataset.info["families"])
+    if partners not in PARTNERS:
+        raise ValueError(f"partners={partners!r} is not known; known are {', '.join(PARTNERS)}")
+    if partners == "any":
+        return _any_mixtures(dataset, number, sources, seed, without)
+    family = _family_of(dataset.info["families"]) if partners == "families" else {}
     clips_of: dict[str, list[int]] = {}
     for index, clip in enumerate(dataset.clips):
-        if len(clip.sources) == 1:
+        if len(clip.sources) == 1 and index not in without:
             clips_of.setdefault(clip.sources[0].name, []).append(index)
     names = sorted(clips_of)
     families = {family.get(name, name) for name in names}
@@ -62,6 +88,100 @@ def list_mixtures(
     return mixtures
 
 
+def _any_mixtures(
+    dataset: PreparedDataset, number: int, sources: int, seed: int, without: frozenset[int]
+) -> list[ListedMixture]:
+    usable = [index for index in range(len(dataset)) if index not in without]
+    if len(usable) < sources:
+        raise RecordError(
+            f"{dataset.folder}: split {dataset.split} has {len(usable)} clips; mixtures of "
+            f"{sources} need as many"
+        )
+    mixtures = []
+    for item in range(number):
+        chosen = np.random.default_rng([seed, sources, item]).choice(usable, sources, replace=False)
+        mixtures.append(ListedMixture(tuple(map(int, chosen)), (seed, sources, item, 1)))
+    return mixtures
+
+
+def write_list(
+    file: Path, dataset: PreparedDataset, lists: Mapping[int, Sequence[ListedMixture]]
+) -> None:
+    """Writes mixtures by the paths and checksums of their clips, to score the same ones anywhere.
+
+    Args:
+        file: JSON: `clips` [[path, start in samples, CRC-32 of the PCM16 bytes]], and `mixtures`
+            by number of sources, [[seed, [numbers of clips], levels in dB, texts]].
+        dataset: which the clips are of.
+        lists: mixtures by number of sources.
+    """
+    used = sorted({clip for mixtures in lists.values() for m in mixtures for clip in m.clips})
+    row = {clip: number for number, clip in enumerate(used)}
+    clips = [_clip_key(dataset, clip) for clip in used]
+    mixtures = {
+        str(n): [[m.seed, [row[clip] for clip in m.clips], *_told(m)] for m in mixtures]
+        for n, mixtures in lists.items()
+    }
+    parts = [f'"clips": [\n{_lines(clips)}\n]', '"mixtures": {']
+    parts[1] += ",".join(f'\n"{n}": [\n{_lines(rows)}\n]' for n, rows in mixtures.items()) + "\n}"
+    file.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def read_list(name_or_file: str, dataset: PreparedDataset) -> dict[int, list[ListedMixture]]:
+    """Mixtures of a list of the package (`assets/lists`) or of a file, by number of sources.
+
+    Raises:
+        RecordError: the file cannot be read, or names clips that the data set does not have with
+            this very sound.
+    """
+    shipped = resources.files("opensep_jax").joinpath(f"assets/lists/{name_or_file}.json")
+    file = shipped if shipped.is_file() else Path(name_or_file)
+    known = {tuple(_clip_key(dataset, index)): index for index in range(len(dataset))}
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        wanted = [tuple(clip) for clip in content["clips"]]
+        lists = {
+            int(n): [
+                (tuple(wanted[i] for i in clips), tuple(seed), *map(tuple, told))
+                for seed, clips, *told in rows
+            ]
+            for n, rows in content["mixtures"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        raise RecordError(f"list {name_or_file} cannot be read: {error!r}") from error
+    missing = [clip for clip in wanted if clip not in known]
+    if missing:
+        raise RecordError(
+            f"list {name_or_file}: {len(missing)} of {len(wanted)} clips are not in split "
+            f"{dataset.split} of {dataset.folder}, or sound otherwise; the first is {missing[0][0]}"
+        )
+    return {
+        n: [ListedMixture(tuple(known[clip] for clip in clips), *rest) for clips, *rest in rows]
+        for n, rows in lists.items()
+    }
+
+
+def digest(dataset: PreparedDataset, mixtures: Sequence[ListedMixture]) -> str:
+    """Hash of what a list mixes: the clips' paths and sounds, crops and levels; 16 hex digits."""
+    rows = [[m.seed, [_clip_key(dataset, clip) for clip in m.clips], *_told(m)] for m in mixtures]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _told(mixture: ListedMixture) -> list:
+    """What only published lists tell."""
+    told = mixture.levels_db or mixture.texts
+    return [mixture.levels_db, mixture.texts] if told else []
+
+
+def _clip_key(dataset: PreparedDataset, index: int) -> list:
+    clip = dataset.clips[index]
+    return [clip.path, clip.start_samples, clip.crc32]
+
+
+def _lines(rows: Sequence[object]) -> str:
+    return ",\n".join(json.dumps(row) for row in rows)
+
+
 def render(
     dataset: PreparedDataset, mixture: ListedMixture, samples: int, level_db: float
 ) -> np.ndarray:
@@ -69,28 +189,107 @@ def render(
 
     The sum is scaled to a peak of 0.9 where it would exceed that.
     """
+    return render_by(dataset, mixture, samples, "sounding", "equal_rms", (-level_db, level_db))
+
+
+def render_by(
+    dataset: PreparedDataset,
+    mixture: ListedMixture,
+    samples: int,
+    crops: str,
+    levels: str,
+    range_db: tuple[float, float],
+) -> np.ndarray:
+    """Sources of a mixture by the rules of a protocol, float32 [S, T].
+
+    Args:
+        dataset: of the clips.
+        mixture: clips and seed.
+        samples: T.
+        crops: `sounding`: where there is sound, a short clip in silence at a random place;
+            `centre`: the middle, a short clip repeated; `start`: the beginning, silence after.
+        levels: `equal_rms`: each clip by `range_db` around an RMS of 0.1, the sum scaled to a peak
+            of 0.9 where it would exceed that; `as_recorded`: each over the number of clips; `snr`:
+            the first clip over each other one, within `range_db`, the sum scaled to a peak of 0.9
+            where it would exceed full scale.
+        range_db: lowest and highest.
+    """
     rng = np.random.default_rng(mixture.seed)
-    sources = []
+    sources: list[np.ndarray] = []
     for clip in mixture.clips:
-        wave_T = crop(dataset.audio(clip), samples, rng).astype(np.float32) / 32768.0
-        level = 0.1 * 10 ** (rng.uniform(-level_db, level_db) / 20)
-        sources.append(wave_T * (level / max(float(np.sqrt(np.mean(wave_T**2))), 1e-4)))
+        wave_T = _cropped(dataset.audio(clip), samples, crops, rng).astype(np.float32) / 32768.0
+        rms = max(float(np.sqrt(np.mean(wave_T**2))), 1e-4)
+        gain = 1 / len(mixture.clips)
+        if levels == "equal_rms":
+            gain = 0.1 * 10 ** (rng.uniform(*range_db) / 20) / rms
+        elif levels == "snr":
+            gain = 1.0
+            if sources:
+                told = mixture.levels_db
+                below_db = told[len(sources) - 1] if told else rng.uniform(*range_db)
+                gain = float(np.sqrt(np.mean(sources[0] ** 2))) / rms * 10 ** (-below_db / 20)
+        sources.append(wave_T * gain)
     sources_ST = np.stack(sources)
     peak = float(np.abs(sources_ST.sum(0)).max())
-    return (sources_ST * min(1.0, 0.9 / max(peak, 1e-9))).astype(np.float32)
+    if peak > (0.9 if levels == "equal_rms" else 1.0):
+        sources_ST = sources_ST * (0.9 / peak)
+    return sources_ST.astype(np.float32)
+
+
+def _cropped(clip_T: np.ndarray, samples: int, rule: str, rng: np.random.Generator) -> np.ndarray:
+    if rule == "sounding":
+        return crop(clip_T, samples, rng)
+    if rule == "centre":
+        clip_T = np.tile(clip_T, -(-samples // len(clip_T)))
+        start = (len(clip_T) - samples) // 2
+        return clip_T[start : start + samples]
+    return np.pad(clip_T[:samples], (0, max(0, samples - len(clip_T))))
 
 
 def text_ids(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[int]:
     """Text id of each clip's first prompt of a kind."""
+    return [_text_ids_of(dataset, clip, wording)[0] for clip in mixture.clips]
+
+
+def text_states(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[np.ndarray]:
+    """Token states that each clip is asked for with, [L, C]: those of all its sources."""
+    return [
+        np.concatenate([dataset.text.states(i) for i in _asked(dataset, mixture, place, wording)])
+        for place in range(len(mixture.clips))
+    ]
+
+
+def prompts(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[str]:
+    """What `text_states` are the states of."""
+    return [
+        "; ".join(dataset.text.prompts[i] for i in _asked(dataset, mixture, place, wording))
+        for place in range(len(mixture.clips))
+    ]
+
+
+def _asked(dataset: PreparedDataset, mixture: ListedMixture, place: int, wording: str) -> list[int]:
+    """Text ids of what a list tells, else of a clip's first prompts of a kind."""
+    if not (mixture.texts and mixture.texts[place]):
+        return _text_ids_of(dataset, mixture.clips[place], wording)
+    key = prompt_key(mixture.texts[place], dataset.info["text_encoder"]["id"])
+    if key not in dataset.text.ids:
+        raise RecordError(
+            f"{dataset.folder}: the list asks for {mixture.texts[place]!r}, which is no prompt of "
+            "these records; prepare them with all captions of the list"
+        )
+    return [dataset.text.ids[key]]
+
+
+def _text_ids_of(dataset: PreparedDataset, clip: int, wording: str) -> list[int]:
+    """Text id of the first prompt of a kind of each source of a clip."""
     ids = []
-    for clip in mixture.clips:
-        prompts = dataset.clips[clip].sources[0].prompts
-        if wording not in prompts:
+    for source in dataset.clips[clip].sources:
+        if wording not in source.prompts:
             raise RecordError(
                 f"{dataset.folder}: {dataset.clips[clip].path} has no prompt of kind {wording!r}, "
-                f"only {', '.join(prompts)}"
+                f"only {', '.join(source.prompts)}"
             )
-        ids.append(dataset.text.ids[prompts[wording][0]])
+        ids.append(dataset.text.ids[source.prompts[wording][0]])
     return ids
 
 

@@ -165,7 +165,7 @@ class SeparatorTask:
         parts = batch_parts(mesh)
         settings["batch"] = -(-settings["batch"] // parts) * parts
         shown = min(shown, number, settings["batch"])
-        score = jitted_scores(self.net, mesh, shown)
+        score = self.scorer(mesh, shown)
         exhibit = Exhibit(self.net.sample_rate_hz)
         for sources in counts:
             mixtures = list_mixtures(self.val, number, sources, seed)
@@ -180,6 +180,10 @@ class SeparatorTask:
                 scores[f"val/si_sdri_{rule}/{sources}_sources"] = mean_and_error(values)[0]
             main.append(scores[f"val/si_sdri_limit/{sources}_sources"])
         return scores | {"val/si_sdri": float(np.mean(main))}, exhibit
+
+    def scorer(self, mesh: jax.sharding.Mesh, shown: int) -> jax.stages.Wrapped:
+        """Scores of a validation batch, of which the first `shown` mixtures come with stems."""
+        return jitted_scores(self.net, mesh, shown)
 
     def _show(
         self,

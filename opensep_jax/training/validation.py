@@ -12,47 +12,84 @@ from opensep_jax.data.records import PreparedDataset
 from opensep_jax.separator import MASK_RULES, SeparatorNet, predict_masks
 from opensep_jax.sharding import replicated
 from opensep_jax.signal.metrics import si_sdr_improvement, snr_improvement
+from opensep_jax.signal.stems import reorder
 from opensep_jax.signal.stft import istft, stft
+from opensep_jax.training.blind import blind_masks, outputs_of_sources, reorder_masks
 
 RULES = ("none", *MASK_RULES)
 
 
+def separate_mixtures(
+    params: dict,
+    batch: dict[str, jax.Array],
+    *,
+    net: SeparatorNet,
+    rules: Sequence[str] = RULES,
+    blind: bool = False,
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Stems of the sources of a batch of mixtures, in their order, under mask rules.
+
+    Args:
+        params: of the network; of a blind one those of `blind.blind_masks`.
+        batch: `sources` [B, S, T], and unless blind `text` [B, S, L, C], `text_mask` [B, S, L].
+        net: static.
+        rules: static, of `RULES`.
+        blind: static; the network has outputs in no order instead of prompts: each source gets
+            the output that the best permutation gives it.
+
+    Returns:
+        `stems` [B, S, T] and `masks` [B, S, F, N] by rule.
+    """
+    sources_BST = batch["sources"]
+    mix_BT = sources_BST.sum(1)
+    spectrum_BFN = stft(mix_BT, net.stft)
+    power_BFN = jnp.abs(spectrum_BFN) ** 2
+    if blind:
+        raw_BPFN = blind_masks(net, params, power_BFN)
+    else:
+        raw_BPFN = predict_masks(net, params, power_BFN, batch["text"], batch["text_mask"])
+    real_BP = jnp.ones(raw_BPFN.shape[:2], bool)
+    found = {}
+    for rule in rules:
+        mask_BPFN = raw_BPFN if rule == "none" else MASK_RULES[rule](raw_BPFN, real_BP)
+        stems_BPT = istft(mask_BPFN * spectrum_BFN[:, None], net.stft, mix_BT.shape[-1])
+        if blind:
+            order_BS = outputs_of_sources(stems_BPT, sources_BST)
+            stems_BPT, mask_BPFN = reorder(stems_BPT, order_BS), reorder_masks(mask_BPFN, order_BS)
+        found[rule] = stems_BPT, mask_BPFN
+    return found
+
+
 def score_mixtures(
-    params: dict, batch: dict[str, jax.Array], *, net: SeparatorNet
+    params: dict, batch: dict[str, jax.Array], *, net: SeparatorNet, blind: bool = False
 ) -> dict[str, jax.Array]:
     """Scores each source of a batch of mixtures under every mask rule.
 
-    Args:
-        params: of the network.
-        batch: `sources` [B, S, T], `text` [B, S, L, C], `text_mask` [B, S, L].
-        net: static.
+    Args: those of `separate_mixtures`.
 
     Returns:
         `si_sdri_<rule>` and `snri_<rule>` in dB, float32 [B, S]; `stems` [B, S, T] and `masks`
         [B, S, F, N] of the rule `limit`. What is not used costs nothing under jit.
     """
-    sources_BST = batch["sources"]
-    mix_BT = sources_BST.sum(1)
-    spectrum_BFN = stft(mix_BT, net.stft)
-    raw_BPFN = predict_masks(
-        net, params, jnp.abs(spectrum_BFN) ** 2, batch["text"], batch["text_mask"]
-    )
-    real_BP = jnp.ones(raw_BPFN.shape[:2], bool)
-    result = {}
-    for rule in RULES:
-        mask_BPFN = raw_BPFN if rule == "none" else MASK_RULES[rule](raw_BPFN, real_BP)
-        stems_BST = istft(mask_BPFN * spectrum_BFN[:, None], net.stft, mix_BT.shape[-1])
-        mixes_BST = jnp.broadcast_to(mix_BT[:, None], stems_BST.shape)
-        result[f"si_sdri_{rule}"] = si_sdr_improvement(stems_BST, sources_BST, mixes_BST)
-        result[f"snri_{rule}"] = snr_improvement(stems_BST, sources_BST, mixes_BST)
+    sources_BST, result = batch["sources"], {}
+    mix_B1T = sources_BST.sum(1, keepdims=True)
+    for rule, (stems_BST, mask_BSFN) in separate_mixtures(
+        params, batch, net=net, blind=blind
+    ).items():
+        result[f"si_sdri_{rule}"] = si_sdr_improvement(stems_BST, sources_BST, mix_B1T)
+        result[f"snri_{rule}"] = snr_improvement(stems_BST, sources_BST, mix_B1T)
         if rule == "limit":
-            result |= {"stems": stems_BST, "masks": mask_BPFN}
+            result |= {"stems": stems_BST, "masks": mask_BSFN}
     return result
 
 
 @functools.cache
 def jitted_scores(
-    net: SeparatorNet, mesh: jax.sharding.Mesh | None = None, shown: int = 0
+    net: SeparatorNet,
+    mesh: jax.sharding.Mesh | None = None,
+    shown: int = 0,
+    *,
+    blind: bool = False,
 ) -> jax.stages.Wrapped:
     """`score_mixtures`, jitted once for each of these arguments.
 
@@ -60,10 +97,11 @@ def jitted_scores(
         net: network and spectrogram.
         mesh: with it the results are whole on every device, so that each process can read them.
         shown: mixtures of which the results include `stems` and `masks`.
+        blind: see `separate_mixtures`.
     """
 
     def scores(params: dict, batch: dict) -> dict:
-        result = score_mixtures(params, batch, net=net)
+        result = score_mixtures(params, batch, net=net, blind=blind)
         pictured = {k: result.pop(k)[:shown] for k in ("stems", "masks")}
         return result | pictured if shown else result
 

@@ -1,6 +1,9 @@
 """Lists of validation mixtures: fixed, fair, and no two sounds of a family in one mixture."""
 
+import hashlib
+import json
 from collections import Counter
+from importlib import resources
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,3 +102,49 @@ def test_padded_texts_keep_their_states():
     for row, states_LC in enumerate(states):
         np.testing.assert_array_equal(padded[row][mask[row]], states_LC)
         assert not padded[row][~mask[row]].any()
+
+
+def test_a_written_list_gives_the_same_mixtures_and_names_what_is_missing(dataset, tmp_path):
+    mixtures = {n: lists.list_mixtures(dataset, 5, n, seed=2) for n in (2, 3)}
+    lists.write_list(tmp_path / "list.json", dataset, mixtures)
+    assert lists.read_list(str(tmp_path / "list.json"), dataset) == mixtures
+    assert lists.digest(dataset, mixtures[2]) != lists.digest(dataset, mixtures[2][::-1])
+    train = PreparedDataset(dataset.folder, "train")
+    with pytest.raises(RecordError, match=r"8 of 8 clips are not in split train .* the first is "):
+        lists.read_list(str(tmp_path / "list.json"), train)
+
+
+def test_partners_may_be_of_any_family_or_any_clip(dataset):
+    names = [set(_names(dataset, m)) for m in lists.list_mixtures(dataset, 60, 7, 0, "names")]
+    assert all(len(own) == 7 for own in names)
+    without = frozenset(range(4))
+    chosen = lists.list_mixtures(dataset, 60, 3, 0, "any", without)
+    assert {clip for m in chosen for clip in m.clips} == set(range(4, 8))
+    assert all(len(set(m.clips)) == 3 for m in chosen)
+    with pytest.raises(RecordError, match="8 clips; mixtures of 9 need as many"):
+        lists.list_mixtures(dataset, 1, 9, 0, "any")
+    with pytest.raises(ValueError, match="partners='friends' is not known"):
+        lists.list_mixtures(dataset, 1, 2, 0, "friends")
+
+
+def test_published_levels_and_crops(dataset):
+    (mixture,) = lists.list_mixtures(dataset, 1, 2, seed=5)
+    raw = [dataset.audio(clip) / np.float32(32768) for clip in mixture.clips]
+    both = lists.render_by(dataset, mixture, 4000, "start", "as_recorded", (0.0, 0.0))
+    np.testing.assert_allclose(both, np.stack([wave[:4000] for wave in raw]) / 2, rtol=1e-6)
+    long = lists.render_by(dataset, mixture, 30_000, "centre", "as_recorded", (0.0, 0.0))
+    for row, wave in zip(long, raw, strict=True):  # repeated, no silence
+        np.testing.assert_allclose(row[: -len(wave)], row[len(wave) :], rtol=1e-6)
+    for level_db in (-7.0, 12.0):
+        first, other = lists.render_by(dataset, mixture, 4000, "start", "snr", (level_db, level_db))
+        ratio_db = 10 * np.log10(np.mean(first**2) / np.mean(other**2))
+        assert ratio_db == pytest.approx(level_db, abs=1e-3)
+        assert np.abs(first + other).max() <= 1
+
+
+def test_the_shipped_list_is_the_one_that_figures_were_measured_on():
+    file = resources.files("opensep_jax").joinpath("assets/lists/soundbank_val.json")
+    content = file.read_bytes()
+    assert hashlib.sha256(content).hexdigest()[:16] == "d1382ffe7233ec88"
+    counts = {n: len(rows) for n, rows in json.loads(content)["mixtures"].items()}
+    assert counts == {str(n): 200 for n in range(2, 7)}

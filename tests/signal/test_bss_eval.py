@@ -122,6 +122,18 @@ def test_many_long_cases_equal_mir_eval(sources, channels, count):
         assert_equal_below_60_db(bss_eval_sources(estimates, references), expected)
 
 
+@pytest.mark.parametrize("name", ["bss_eval_sources", "bss_eval_images"])
+def test_identical_signals_exceed_60_db_here_and_in_mir_eval(name):
+    if name == "bss_eval_images":  # of shapes that other tests have compiled
+        _, references = cases(2, SAMPLES, seed=6)
+        scores = bss_eval_images(references[:, :, None], references[:, :, None])
+    else:
+        _, references = cases(COUNT, SAMPLES, seed=6)
+        scores = bss_eval_sources(references, references)
+    expected, _ = mir_eval_scores(name, references[:2], references[:2])
+    assert np.min(scores) > 60 and expected.min() > 60
+
+
 def test_silence_identity_and_broken_samples():
     rng = np.random.default_rng(4)
     sound, other = coloured(rng, (2, SAMPLES)).astype(np.float32)

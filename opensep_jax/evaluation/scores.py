@@ -1,0 +1,150 @@
+"""Scores of systems on lists of mixtures, batch by batch; what a journal has is not done again."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+from tqdm import tqdm
+
+from opensep_jax.data.lists import ListedMixture, render_by
+from opensep_jax.data.records import PreparedDataset
+from opensep_jax.evaluation.journal import Journal
+from opensep_jax.evaluation.protocol import Protocol
+from opensep_jax.evaluation.systems import System, baseline_stems, padded_texts
+from opensep_jax.sharding import batch_sharding, place
+from opensep_jax.signal.measures import measure
+from opensep_jax.signal.stems import counts_in_published_scores
+
+
+def score_lists(
+    dataset: PreparedDataset,
+    lists: Mapping[int, Sequence[ListedMixture]],
+    protocol: Protocol,
+    systems: Sequence[System],
+    baselines: Sequence[str],
+    journal: Journal,
+    *,
+    mesh: jax.sharding.Mesh,
+    batch: int,
+    shard: int = 0,
+    num_shards: int = 1,
+    seen: frozenset[str] | None = None,
+) -> None:
+    """Adds a line for each mixture to a journal.
+
+    A line has `sources`, `item`, the `clips` and `names` of the mixture, `seen` (whether each name
+    is among those of a training set) and `scores`: for each system, query and mask rule the
+    figures of the sources, and whether the `silence` rule of published scores counts the mixture.
+
+    Args:
+        dataset: of the clips.
+        lists: mixtures by number of sources.
+        protocol: how they are made and scored.
+        systems: checkpoints.
+        baselines: of `systems.BASELINES`.
+        journal: of this evaluation.
+        mesh: whose devices share a batch.
+        batch: mixtures at a time; every run forms the same batches, so a rerun repeats figures.
+        shard: this process takes the batches number shard, shard + num_shards, ...
+        num_shards: processes.
+        seen: names in the training set, if it is known.
+    """
+    for count, mixtures in lists.items():
+        parts = [
+            range(first, min(first + batch, len(mixtures)))
+            for first in range(0, len(mixtures), batch)
+        ][shard::num_shards]
+        todo = [part for part in parts if any((count, i) not in journal.lines for i in part)]
+        for part in tqdm(todo, f"{count} sources", disable=None):
+            rows = [*part, *[part[0]] * (batch - len(part))]
+            scores = _score_batch(dataset, mixtures, rows, protocol, systems, baselines, mesh)
+            lines = []
+            for position, item in enumerate(part):
+                line = {"sources": count, "item": item}
+                line |= _described(dataset, mixtures[item], seen)
+                line["scores"] = [
+                    row | {k: _rounded(v[position]) for k, v in found.items()}
+                    for row, found in scores
+                ]
+                lines.append(line)
+            journal.add(lines)
+
+
+def _score_batch(
+    dataset: PreparedDataset,
+    mixtures: Sequence[ListedMixture],
+    rows: Sequence[int],
+    protocol: Protocol,
+    systems: Sequence[System],
+    baselines: Sequence[str],
+    mesh: jax.sharding.Mesh,
+) -> list[tuple[dict, dict[str, np.ndarray]]]:
+    """Figures [B, S] of a batch, for each row of the table."""
+    samples = round(protocol.seconds * dataset.sample_rate_hz)
+    rendered = [
+        render_by(
+            dataset, mixtures[row], samples, protocol.crops, protocol.levels, protocol.range_db
+        )
+        for row in rows
+    ]
+    sources_BST = place(np.stack(rendered), batch_sharding(mesh))
+    found = []
+    for name in baselines:
+        row = {"system": name, "query": "", "masks": ""}
+        stems_BST = baseline_stems(sources_BST, name)
+        found.append((row, figures(stems_BST, sources_BST, protocol.measures, mesh)))
+    if "spectral_overlap" in protocol.measures:  # what there is to compare that of stems with
+        row = {"system": "sources", "query": "", "masks": ""}
+        found.append((row, figures(sources_BST, sources_BST, ("spectral_overlap",), mesh)))
+    for system in systems:
+        if system.blind and system.outputs < sources_BST.shape[1]:
+            continue  # more sources than it can tell apart
+        for query in ("",) if system.blind else protocol.wordings:
+            texts = padded_texts(dataset, mixtures, rows, query, mesh) if query else {}
+            stems = system.separate(sources_BST, texts, protocol.masks)
+            for masks, stems_BST in stems.items():
+                row = {"system": system.name, "query": query, "masks": masks}
+                found.append((row, figures(stems_BST, sources_BST, protocol.measures, mesh)))
+    return found
+
+
+def figures(
+    stems_BST: jax.Array, sources_BST: jax.Array, names: tuple[str, ...], mesh: jax.sharding.Mesh
+) -> dict[str, np.ndarray]:
+    """Figures [B, S] of the named measures, and `counts` [B], on the host."""
+    found = _measured(mesh, names)(stems_BST, sources_BST)
+    counts_B = counts_in_published_scores(stems_BST, sources_BST)
+    return jax.device_get({**found, "counts": counts_B})
+
+
+@functools.cache
+def _measured(mesh: jax.sharding.Mesh, names: tuple[str, ...]) -> object:
+    """`measure`, each device on its own rows; where there is no float64 the host computes."""
+    if jax.default_backend() == "tpu":
+        return functools.partial(measure, names=names)
+    rows = PartitionSpec(("data", "fsdp"))
+    split = jax.shard_map(
+        functools.partial(measure, names=names), mesh=mesh, in_specs=rows, out_specs=rows,
+        check_vma=False,
+    )  # fmt: skip
+    return jax.jit(split)
+
+
+def _described(
+    dataset: PreparedDataset, mixture: ListedMixture, seen: frozenset[str] | None
+) -> dict:
+    clips = [dataset.clips[index] for index in mixture.clips]
+    names = [[source.name for source in clip.sources] for clip in clips]
+    line = {"clips": [clip.path for clip in clips], "names": [", ".join(n) for n in names]}
+    if seen is not None:
+        line["seen"] = [set(own) <= seen for own in names]
+    return line
+
+
+def _rounded(value: np.ndarray) -> list[float | None] | bool:
+    """JSON of a row: dB to three decimals, None where nothing is defined."""
+    if value.dtype == bool:
+        return bool(value)
+    return [round(float(x), 3) if np.isfinite(x) else None for x in value]
