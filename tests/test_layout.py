@@ -29,6 +29,8 @@ DOOR_PARTS = {
     "stages",
     "flags",
     "inputs",
+    "inspection",
+    "preparing",
     "results",
     "report",
     "tasks",
