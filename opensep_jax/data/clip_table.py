@@ -31,6 +31,9 @@ class ClipTable:
     first_prompt_RK: np.ndarray
     prompt_M: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.samples_I)
+
     def sources(self, clip: int) -> np.ndarray:
         """Sources of a clip."""
         return self.source_J[self.first_source_I[clip] : self.first_source_I[clip + 1]]

@@ -38,9 +38,10 @@ def list_mixtures(
     """
     family = _family_of(dataset.info["families"])
     clips_of: dict[str, list[int]] = {}
-    for index, clip in enumerate(dataset.clips):
-        if len(clip.sources) == 1:
-            clips_of.setdefault(clip.sources[0].name, []).append(index)
+    for index in range(len(dataset.table)):
+        name_ids = dataset.table.name_ids(index)
+        if len(name_ids) == 1:
+            clips_of.setdefault(dataset.table.names[name_ids[0]], []).append(index)
     names = sorted(clips_of)
     families = {family.get(name, name) for name in names}
     if len(families) < sources:
@@ -84,13 +85,14 @@ def text_ids(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> 
     """Text id of each clip's first prompt of a kind."""
     ids = []
     for clip in mixture.clips:
-        prompts = dataset.clips[clip].sources[0].prompts
-        if wording not in prompts:
+        prompts = dataset.table.text_ids(dataset.table.sources(clip)[0], wording)
+        if not len(prompts):
+            known = dataset.clips[clip]
             raise RecordError(
-                f"{dataset.folder}: {dataset.clips[clip].path} has no prompt of kind {wording!r}, "
-                f"only {', '.join(prompts)}"
+                f"{dataset.folder}: {known.path} has no prompt of kind {wording!r}, "
+                f"only {', '.join(known.sources[0].prompts)}"
             )
-        ids.append(dataset.text.ids[prompts[wording][0]])
+        ids.append(int(prompts[0]))
     return ids
 
 

@@ -25,11 +25,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from opensep_jax.data.clip_table import ClipTable, make_table
 from opensep_jax.data.shards import SCHEMA_VERSION, ClipEntry, SourceEntry, decode, shard_name
-from opensep_jax.data.storage import RecordError, Storage, read_json, write_json
+from opensep_jax.data.storage import DamagedRecord, RecordError, Storage, read_json, write_json
 from opensep_jax.data.text_table import TextTable, open_reader, read_keys, read_msgpack, read_text
 
 __all__ = [
     "ClipEntry",
+    "DamagedRecord",
     "PreparedDataset",
     "RecordError",
     "SourceEntry",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 _OPEN_SHARDS = 256  # open files of a process at most
+_LEFT_BEHIND = ("keys", "text", "_reader", "_index")  # when a worker process gets a data set
 _KEPT_INDEXES = 4  # shards whose entries stay decoded
 
 
@@ -51,6 +53,7 @@ class PreparedDataset:
     Attributes:
         folder: where it is, a path or a URL.
         info: the content of `dataset.json`.
+        keys: of all prompts, sorted; a text id is an index into them.
         table: names and prompts of all clips.
     """
 
@@ -76,11 +79,11 @@ class PreparedDataset:
         self._stems = [shard_name(f"clips-{split}", i, shards) for i in range(shards)]
         if text is not None:
             self.text = text
-        keys = text.keys if text is not None else read_keys(self._storage, self._text_stems)
-        self.table = self._read_clips({key: i for i, key in enumerate(keys)})
+        self.keys = text.keys if text is not None else read_keys(self._storage, self._text_stems)
+        self.table = self._read_clips({key: i for i, key in enumerate(self.keys)})
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("text", "_reader", "_index")}
+        return {k: v for k, v in self.__dict__.items() if k not in _LEFT_BEHIND}
 
     @property
     def sample_rate_hz(self) -> int:
@@ -104,7 +107,8 @@ class PreparedDataset:
         """PCM16 samples of a clip, int16 [T].
 
         Raises:
-            RecordError: if its checksum does not fit.
+            DamagedRecord: if its checksum does not fit.
+            RecordError: if its shard cannot be opened.
         """
         shard, row = self._place(index)
         try:
@@ -115,7 +119,7 @@ class PreparedDataset:
                 raise
             damaged = True  # of ArrayRecord's checksum, of msgpack
         if damaged:
-            raise RecordError(
+            raise DamagedRecord(
                 f"{self.folder}: record {index} of split {self.split} ({self.clips[index].path}) "
                 "is damaged: its checksum does not fit; prepare this folder again"
             )

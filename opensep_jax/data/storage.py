@@ -20,6 +20,10 @@ class RecordError(ValueError):
     """Prepared data that cannot be used; the message names the file and what is wrong."""
 
 
+class DamagedRecord(RecordError):
+    """One record whose checksum does not fit; the others can be used."""
+
+
 class Storage:
     """The files of one prepared folder.
 
