@@ -1,12 +1,20 @@
 """The published layouts of MUSIC, VGGSound and AudioCaps, filled with short synthetic sounds."""
 
 import csv
+import functools
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
+from opensep_jax import prepare
+from opensep_jax.data.published import split_of
+from opensep_jax.text.embed import TextEncoder, load_text_encoder
+from opensep_jax.text.parse import Parser
+from tests.scripted_model import letter_bank
 from tests.tiny_dataset import SAMPLE_RATE_HZ, SOUNDS
 
 MUSIC_CLASSES = ("acoustic_guitar", "cello", "flute", "violin", "xylophone", "tuba")  # tuba: unseen
@@ -44,16 +52,22 @@ def write_music(root: Path, takes: int = 12) -> Path:
 
 
 def write_vggsound(root: Path, takes: int = 8) -> Path:
-    """`vggsound.csv` and `<id>_<start>` clips, the last take of a label in the test split."""
+    """`vggsound.csv` and `<id>_<start>` clips of six labels.
+
+    The first take of a label is gone, the second is for validation, the last for testing.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with (root / "vggsound.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         for kind, label in enumerate(VGG_LABELS):
             for take in range(takes):
-                video, start = f"-v{kind}_{take:06d}x", 10 * take
+                names = (f"-v{kind}_{take:05d}{i:02d}" for i in itertools.count())
+                part = "val" if take == 1 else "train"
+                video = next(name for name in names if split_of(name, {"val": 2}) == part)
+                start = 10 * take
                 split = "test" if take == takes - 1 else "train"
                 writer.writerow([video, start, label, split])
-                if take:  # the first is gone
+                if take:
                     write_sound(root / "video" / f"{video}_{start:06d}.wav", kind, take)
     return root
 
@@ -75,3 +89,26 @@ def write_audiocaps(root: Path, takes: int = 5) -> Path:
             header = ("audiocap_id", "youtube_id", "start_time", "caption")
             csv.writer(file).writerows([header, *rows])
     return root
+
+
+@functools.cache
+def cached_encoder(name: str, max_tokens: int) -> TextEncoder:
+    """One for all tests: it is compiled once."""
+    return load_text_encoder(name, max_tokens)
+
+
+WRITERS = {"audiocaps": write_audiocaps, "music": write_music, "vggsound": write_vggsound}
+
+
+def prepare_published(name: str, folder: Path, encoder: Path, *options: object) -> Path:
+    """Writes a data set and its records, parsed without a language model; returns the records."""
+    root, out = folder / name, folder / f"{name}_records"
+    if not root.exists():
+        WRITERS[name](root)
+    given = ("--dataset", name, "--root", root, "--out", out, "--text_encoder", encoder, *options)
+    parser = Parser(None, letter_bank(), {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "load_parser", lambda **options: parser)
+        patch.setattr(prepare, "load_text_encoder", cached_encoder)
+        assert prepare.main(prepare.parser().parse_args(list(map(str, given)))) == 0
+    return out

@@ -1,16 +1,20 @@
 """Audio files to clips: mono, at one rate, cut into parts of a length, silence left out."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from opensep_jax.signal.audio import AudioError, read_audio, resample
 
 _READ_S = 600.0  # of a file at a time, about: a recording of ten hours needs no more memory
 _SILENT = 1e-6  # power relative to the mean of the file: -60 dB
+_LEAST_WHOLE = 0.97  # of the samples that the header promises; encoders pad a little
+_UNKNOWN_FRAMES = 1 << 62
 _FULL_SCALE = 32767 / 32768
 _CLIPPED_RUN = 3  # samples in a row at full scale
 
@@ -48,14 +52,19 @@ def cut_file(
         First sample (at the clips' rate and speed) and int16 [T] samples.
 
     Raises:
-        AudioError: the file cannot be read, or nothing is heard in it.
+        AudioError: the file cannot be read or is cut short, or nothing is heard in it.
     """
     longest = int(max_seconds * sample_rate_hz)
     at_once = longest * max(1, math.ceil(_READ_S / max_seconds))  # a whole number of clips
-    heard, part_s = False, at_once * speed / sample_rate_hz
+    heard, read, part_s = False, 0, at_once * speed / sample_rate_hz
     clipped, louder = counts.clipped, counts.louder
-    for number in range(1 << 31):
+    for number in itertools.count():
         audio = read_audio(path, number * part_s, part_s)
+        read += audio.samples_CT.shape[1]
+        is_last = audio.samples_CT.shape[1] < round(part_s * audio.sample_rate_hz) - 1
+        # Some decoders do not mind; but what the label names may be in the part that is gone.
+        if is_last and read < _LEAST_WHOLE * (promised := _promised_frames(path)):
+            raise AudioError(path, f"cut short: {read} of {promised} samples")
         if not audio.samples_CT.size:
             break
         if _is_clipped(audio.samples_CT):
@@ -68,10 +77,19 @@ def cut_file(
         pcm_T = np.round(wave_T * (32767 / max(1.0, peak))).astype(np.int16)
         heard |= bool(pcm_T.any())
         yield from _parts(pcm_T[:at_once], number * at_once, longest, sample_rate_hz, counts)
-        if audio.samples_CT.shape[1] < round(part_s * audio.sample_rate_hz) - 1:
+        if is_last:
             break
     if not heard:
         raise AudioError(path, "digital silence")
+
+
+def _promised_frames(path: Path) -> int:
+    """Samples that a file's header promises, 0 if it does not."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            return file.frames if file.frames < _UNKNOWN_FRAMES else 0
+    except (soundfile.LibsndfileError, TypeError, OSError):
+        return 0  # another decoder reads it, or says why not
 
 
 def _parts(

@@ -48,7 +48,7 @@ def read_music(root: Path) -> Dataset:
         listed = {s: (Path(p).parent.name,) for s, p in stems.items() if Path(p).parent.name}
     clips = []
     for video, classes in listed.items():
-        split = _part(video, {"val": 10, "test": 10}) if len(classes) == 1 else "duet"
+        split = split_of(video, {"val": 10, "test": 10}) if len(classes) == 1 else "duet"
         labels = [name.replace("_", " ") for name in classes]
         clips.append(_labelled(video, stems.pop(video, None), split, labels, unseen))
     return _dataset("music", root, clips, stems, notes)
@@ -80,7 +80,7 @@ def read_vggsound(root: Path) -> Dataset:
         if key in rows:
             notes["listed_twice"].append(f"{place.name}:{number}: {key}")
             continue
-        split = _part(video, {"val": 2}) if split == "train" else split
+        split = split_of(video, {"val": 2}) if split == "train" else split
         rows[key] = video, label, split
     of_video = collections.Counter(video for video, _, _ in rows.values())
     clips = []
@@ -145,6 +145,21 @@ def choose_unseen(labels: Iterable[str], number: int, seed: int) -> list[str]:
     return sorted(sorted(labels, key=lambda label: _hash(f"{seed}:{label}"))[:number])
 
 
+def split_of(id: str, percent: dict[str, int]) -> str:
+    """Split of a video where none is published, by a hash of its id, whatever else is there.
+
+    Args:
+        id: of the video.
+        percent: share of each split; the rest is `train`.
+    """
+    place = int(_hash(f"{_SEED}:{id}")[:8], 16) % 100
+    for split, share in percent.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
+
+
 def _dataset(
     name: str, root: Path, clips: list[Clip], left: dict[str, str], notes: dict[str, list[str]]
 ) -> Dataset:
@@ -162,16 +177,6 @@ def _labelled(
     sources = tuple(ClipSource(label, "") for label in labels)
     split = f"{split}_unseen" if unseen & frozenset(labels) else split
     return Clip(id, path, split, sources, (), {})
-
-
-def _part(id: str, percent: dict[str, int]) -> str:
-    """Split of an id: `train`, or one of those that take some percent."""
-    place = int(_hash(f"{_SEED}:{id}")[:8], 16) % 100
-    for split, share in percent.items():
-        if place < share:
-            return split
-        place -= share
-    return "train"
 
 
 def _hash(text: str) -> str:

@@ -7,7 +7,6 @@ is known of the clips, so that words can change without the audio being written 
 import dataclasses
 import hashlib
 import io
-import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import soundfile
-from array_record.python.array_record_module import ArrayRecordWriter
 
-from opensep_jax.data.storage import temporary_name
-from opensep_jax.data.text_table import WRITER_OPTIONS, read_msgpack
+from opensep_jax.data.storage import record_writer
+from opensep_jax.data.text_table import read_msgpack
 
 SCHEMA_VERSION = 2
 AUDIO_CODECS = ("pcm16", "flac")
@@ -86,17 +84,14 @@ def write_audio(
     Returns:
         The maps, each with `samples`, `sha256` and `crc32`.
     """
-    temporary = temporary_name(file)
-    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
     entries = []
-    for known, pcm_T in clips:
-        pcm = pcm_T.astype("<i2").tobytes()
-        audio = _encode(pcm_T, sample_rate_hz) if codec == "flac" else pcm
-        sums = {"sha256": hashlib.sha256(pcm).hexdigest()[:32], "crc32": zlib.crc32(audio)}
-        entries.append({**known, "samples": len(pcm_T), **sums})
-        writer.write(msgpack.packb({**entries[-1], "audio": audio}))
-    writer.close()
-    os.replace(temporary, file)
+    with record_writer(file) as write:
+        for known, pcm_T in clips:
+            pcm = pcm_T.astype("<i2").tobytes()
+            audio = _encode(pcm_T, sample_rate_hz) if codec == "flac" else pcm
+            sums = {"sha256": hashlib.sha256(pcm).hexdigest()[:32], "crc32": zlib.crc32(audio)}
+            entries.append({**known, "samples": len(pcm_T), **sums})
+            write(msgpack.packb({**entries[-1], "audio": audio}))
     return entries
 
 

@@ -4,15 +4,20 @@ ArrayRecord reads local files only. So a remote file is copied into the cache wh
 needed, whole and under its final name only once it is complete.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import socket
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from opensep_jax.checkpoint.weights import cache_folder
 
+_WRITER_OPTIONS = "group_size:1,uncompressed"  # random access; PCM hardly compresses
 _HOST = socket.gethostname().replace(".", "_")
 
 
@@ -101,6 +106,25 @@ class Storage:
             raise RecordError(f"{self.url}/{name}: missing; prepare this folder again") from None
         finally:
             Path(temporary).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def record_writer(file: Path) -> Iterator[Callable[[bytes], object]]:
+    """Appends records to an ArrayRecord file, which appears when it is whole.
+
+    Raises:
+        OSError: it cannot be written, for example since the disk is full.
+    """
+    temporary = temporary_name(file)
+    writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
+    try:
+        yield writer.write
+        writer.close()
+        os.replace(temporary, file)
+    except RuntimeError as error:  # what ArrayRecord makes of errors of the system
+        raise OSError(f"{file} cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -1,5 +1,6 @@
 """What prepared data holds, in numbers."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -57,7 +58,7 @@ def _split(indexes: Sequence[dict], names: Counter[str], sample_rate_hz: int) ->
             sources[len(clip["sources"])] += 1
             names.update(index["sources"][i]["name"] for i in clip["sources"])
         for item in index["rejected"]:
-            reasons[item["why"].removeprefix(item["path"]).lstrip(": ").partition(" (")[0]] += 1
+            reasons[_kind(item)] += 1
     return {
         "clips": sum(contents.values()),
         "hours": round(samples / sample_rate_hz / 3600, 4),
@@ -65,3 +66,9 @@ def _split(indexes: Sequence[dict], names: Counter[str], sample_rate_hz: int) ->
         "clips_by_sources": {str(count): sources[count] for count in sorted(sources)},
         "rejected": dict(reasons.most_common()),
     }
+
+
+def _kind(rejected: dict[str, str]) -> str:
+    """Why a file was rejected, without what is of that file alone."""
+    why = rejected["why"].rpartition(f"{rejected['path']}: ")[2]
+    return re.sub(r"\d+", "#", re.split(r" \(|[:;,]", why)[0])

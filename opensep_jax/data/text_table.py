@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,9 @@ from pathlib import Path
 import ml_dtypes
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
-from opensep_jax.data.storage import RecordError, Storage, temporary_name, write_bytes
-
-WRITER_OPTIONS = "group_size:1,uncompressed"  # random access; PCM hardly compresses
+from opensep_jax.data.storage import RecordError, Storage, record_writer, write_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +57,11 @@ def write_text_shard(
     """
     records = stem.with_suffix(".arrayrecord")
     rows = sorted(rows, key=lambda row: row[0])
-    temporary = temporary_name(records)
-    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-    for key, prompt, states_LC in rows:
-        tokens = states_LC.astype(ml_dtypes.bfloat16).tobytes()
-        row = {"key": key, "prompt": prompt, "length": len(states_LC), "tokens": tokens}
-        writer.write(msgpack.packb({**row, "crc32": zlib.crc32(tokens)}))
-    writer.close()
-    os.replace(temporary, records)
+    with record_writer(records) as write:
+        for key, prompt, states_LC in rows:
+            tokens = states_LC.astype(ml_dtypes.bfloat16).tobytes()
+            row = {"key": key, "prompt": prompt, "length": len(states_LC), "tokens": tokens}
+            write(msgpack.packb({**row, "crc32": zlib.crc32(tokens)}))
     index = {
         "bytes": records.stat().st_size,
         "keys": [key for key, _, _ in rows],
