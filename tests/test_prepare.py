@@ -4,6 +4,9 @@ import csv
 import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +186,31 @@ def test_shares_of_several_processes_are_one_run(
         assert prepare_folder(tiny_sounds, tmp_path, tiny_encoder, *options) == 0
     assert _content(tmp_path) == _content(single)
     assert len(encoder.prompts) == len(set(encoder.prompts))
+
+
+@pytest.mark.slow
+def test_processes_of_jax_distributed_share_the_prompts(
+    tmp_path, single, tiny_sounds, tiny_encoder
+):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    program = (
+        "import sys; from opensep_jax import prepare, preparing\n"
+        f"preparing.FILES_PER_SHARD, preparing.PROMPTS_PER_SHARD = {FILES}, {PROMPTS}\n"
+        "prepare.cli()"
+    )
+    flags = ["--dataset", "folder", "--root", tiny_sounds, "--out", tmp_path, "--num_shards", 2]
+    flags += ["--text_encoder", tiny_encoder, "--coordinator_address", f"localhost:{port}"]
+    commands = [[sys.executable, "-c", program, *flags, "--shard", i] for i in (0, 1)]
+    runs = [
+        subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    logs = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], logs
+    assert _content(tmp_path) == _content(single)
+    assert all("embed: " in log and "were there" in log for log in logs), logs
 
 
 def test_a_rerun_does_nothing(tmp_path, single, tiny_sounds, tiny_encoder, encoder):

@@ -11,13 +11,21 @@ import jax
 import numpy as np
 import pytest
 
-from opensep_jax import cli, prepare, tasks, train
+from opensep_jax import cli, prepare, preparing, tasks, train
 from opensep_jax.data import pipeline
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.data.union import open_prepared
+from opensep_jax.text.parse import Parser
 from tests import tiny_run
-from tests.tiny_published import WRITERS, prepare_published
+from tests.scripted_model import letter_bank
+from tests.tiny_published import (
+    WRITERS,
+    cached_encoder,
+    prepare_published,
+    write_audiocaps,
+    write_sound,
+)
 
 BATCH = 8
 
@@ -96,6 +104,70 @@ def test_a_video_that_comes_later_takes_its_place(tmp_path, tiny_encoder, prepar
     info = json.loads((out / "dataset.json").read_text())
     assert sum(counts["clips"] for counts in info["splits"].values()) == 43
     assert json.loads((out / "summary.json").read_text())["splits"]["train"]["duplicates"] in (0, 1)
+
+
+def test_a_caption_that_comes_later_is_embedded_alone(tmp_path, tiny_encoder, monkeypatch):
+    root, late = write_audiocaps(tmp_path / "audiocaps", takes=2), "Qtr0_000000_0.wav"
+    rows = (root / "train.csv").read_text()
+    (root / "train.csv").write_text(rows.replace("0,A dog barks", "0,A zebra brays", 1))
+    (root / "train" / late).rename(tmp_path / late)
+    monkeypatch.setattr(preparing, "PROMPTS_PER_SHARD", 10)
+    out = prepare_published("audiocaps", tmp_path, tiny_encoder)
+    before = PreparedDataset(out, "train")
+    states = {key: before.text.states(i) for key, i in before.text.ids.items()}
+    embedded, encoder = [], cached_encoder(tiny_encoder, 256)
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda texts: embedded.extend(texts) or encode(texts))
+    (tmp_path / late).rename(root / "train" / late)
+    prepare_published("audiocaps", tmp_path, tiny_encoder)
+    after = PreparedDataset(out, "train")
+    new = set(after.text.prompts) - set(before.text.prompts)
+    assert len(after) == len(before) + 1 and any("zebra" in text for text in new)
+    # Of prompts that moved to another shard, some were in shards that are overwritten by then.
+    assert new <= set(embedded) and len(embedded) < len(after.text.prompts) / 2
+    for key, states_LC in states.items():
+        np.testing.assert_array_equal(after.text.states(after.text.ids[key]), states_LC)
+
+
+def test_other_speeds_and_codecs(tmp_path, tiny_encoder, prepared):
+    out = prepare_published(
+        "music", tmp_path, tiny_encoder, "--speeds", "1,1.25", "--audio", "flac"
+    )
+    plain = PreparedDataset(prepared["music"], "train")
+    train, val = PreparedDataset(out, "train"), PreparedDataset(out, "val")
+    assert len(train) == 2 * len(plain) and len(val) == len(
+        PreparedDataset(prepared["music"], "val")
+    )
+    assert sorted({clip.samples for clip in train.clips}) == [6400, 8000]
+    lookup = {clip.path: i for i, clip in enumerate(plain.clips)}
+    for i in (0, 1):
+        if train.clips[i].samples == 8000:
+            same = plain.audio(lookup[train.clips[i].path])
+            np.testing.assert_array_equal(train.audio(i), same)
+
+
+def test_recordings_without_labels_are_captioned(tmp_path, tiny_encoder, monkeypatch, caplog):
+    root, captions = tmp_path / "root", tmp_path / "captions.jsonl"
+    for name, caption in (("a", "A dog barks"), ("b", "A cat meows and rain falls"), ("c", None)):
+        write_sound(root / f"{name}.wav", ord(name), 0)
+        if caption:
+            line = json.dumps({"input": str(root / f"{name}.wav"), "caption": caption})
+            captions.write_text((captions.read_text() if captions.exists() else "") + line + "\n")
+    monkeypatch.setattr(prepare, "load_parser", lambda **o: Parser(None, letter_bank(), {}))
+    monkeypatch.setattr(prepare, "load_text_encoder", cached_encoder)
+    flags = f"--dataset folder --root {root} --text_encoder {tiny_encoder}".split()
+    by_label = prepare.parser().parse_args([*flags, "--out", str(tmp_path / "labels")])
+    assert prepare.main(by_label) == 1
+    assert "a.wav: it has no label; --words captioner needs none" in caplog.text
+    flags += ["--out", str(tmp_path / "out"), "--words", "captioner"]
+    flags += ["--captioner", f"file:{captions}"]
+    assert prepare.main(prepare.parser().parse_args(flags)) == 1
+    assert "c.wav: the captioner heard nothing" in caplog.text
+    clips = PreparedDataset(tmp_path / "out", "train").clips
+    assert [[source.name for source in clip.sources] for clip in clips] == [
+        ["dog barking"], ["cat meowing", "rain falling"], [],
+    ]  # fmt: skip
+    assert clips[1].captions == ["A cat meows and rain falls"]
 
 
 def test_long_prompts_are_cut_at_a_property_and_counted(tmp_path, tiny_encoder, prepared):
