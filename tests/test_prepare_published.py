@@ -115,7 +115,7 @@ def test_a_caption_that_comes_later_is_embedded_alone(tmp_path, tiny_encoder, mo
     out = prepare_published("audiocaps", tmp_path, tiny_encoder)
     before = PreparedDataset(out, "train")
     states = {key: before.text.states(i) for key, i in before.text.ids.items()}
-    embedded, encoder = [], cached_encoder(tiny_encoder, 256)
+    embedded, encoder = [], cached_encoder(str(tiny_encoder), 256)
     encode = encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda texts: embedded.extend(texts) or encode(texts))
     (tmp_path / late).rename(root / "train" / late)
