@@ -18,5 +18,5 @@ def get_config() -> ConfigDict:
     c.data.folder = "runs/vggsound"
     c.data.text_tokens = 128  # a label with its properties
     c.data.wordings.update({"caption": 0.0, "label": 0.3, "paraphrase": 0.3, "description": 0.4})
-    c.eval.wording = "description"
+    c.eval.wording = "label"
     return c.lock()
