@@ -104,7 +104,12 @@ def write_records(folder: Path, codec: str, clips: int = 4096) -> None:
     texts = [(key, name, states_LC) for key, name in zip(keys, names, strict=True)]
     write_text_shard(folder / shards.shard_name("text", 0, 1), texts)
     info = {"schema": shards.SCHEMA_VERSION, "sample_rate_hz": RATE_HZ, "audio": codec}
-    info |= {"text": {"shards": 1, "width": 8}, "families": {}, "text_encoder": {"id": "none"}}
+    info |= {
+        "text": {"shards": 1, "width": 8},
+        "families": {},
+        "scenes": {},
+        "text_encoder": {"id": "none"},
+    }
     write_json(
         folder / "dataset.json", info | {"splits": {"train": {"shards": 1, "clips": len(rows)}}}
     )

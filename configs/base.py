@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     c.data.wordings.paraphrase = 0.3
     c.data.wordings.description = 0.15
     c.data.balance_labels = True  # draw a class, then a clip; False: clips uniformly # ours
+    c.data.scenes = False  # mix only labels of one scene (scenes.json) # ours, after Hive
     c.data.families_apart = False  # labels of a family (families.json) are never mixed # ours
     c.data.max_names = 1  # named sources of one clip that are queried # ours
     c.data.text_tokens = 512  # tokens of a prompt at most # paper (RoBERTa's context)

@@ -277,6 +277,7 @@ def _finish(work: Work, text_shards: int) -> None:
         "text": {"shards": text_shards, "width": plan["text_encoder"]["width"]},
         "splits": splits,
         "families": work.dataset.families,
+        "scenes": work.dataset.scenes,
     }
     preparing.remove_left_overs(work, text_shards)
     for name, content in (("summary", summary), ("dataset", info)):

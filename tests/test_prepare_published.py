@@ -19,6 +19,7 @@ from opensep_jax.data.union import open_prepared
 from opensep_jax.text.parse import Parser
 from tests import tiny_run
 from tests.scripted_model import letter_bank
+from tests.tiny_dataset import prepare_folder
 from tests.tiny_published import (
     WRITERS,
     cached_encoder,
@@ -312,6 +313,32 @@ def test_families_can_be_kept_apart(tiny_dataset):
         return count
 
     assert met(False) > 20 and met(True) == 0
+
+
+def test_a_mixture_can_be_of_one_scene(tiny_sounds, tiny_encoder, tmp_path, monkeypatch):
+    scenes = {"tones": ["low tone", "high tone", "hum"], "noises": ["white noise", "clicks", "hum"],
+              "small": ["rising chirp"]}  # fmt: skip
+    root = shutil.copytree(tiny_sounds, tmp_path / "root")
+    (root / "scenes.json").write_text(json.dumps(scenes))
+    monkeypatch.setattr(prepare, "load_text_encoder", cached_encoder)
+    assert prepare_folder(root, tmp_path / "out", tiny_encoder) == 0
+    dataset = PreparedDataset(tmp_path / "out", "train")
+
+    def drawn(balance: bool) -> Counter:
+        rule = _rule(counts={3: 1.0}, scenes=True, balance_labels=balance)
+        examples = MixtureExamples(dataset, rule, 1)
+        rngs = map(np.random.default_rng, range(60))
+        mixtures = (examples._draw_clips(rng, 3) for rng in rngs)
+        return Counter(
+            tuple(sorted(dataset.clips[clip].sources[0].name for clip in m)) for m in mixtures
+        )
+
+    for balance in (True, False):
+        found = drawn(balance)
+        assert set(found) == {tuple(sorted(scenes[name])) for name in ("tones", "noises")}
+        assert min(found.values()) > 10
+    with pytest.raises(RecordError, match="3 names of any scene in split train, but .* 4 distinct"):
+        MixtureExamples(dataset, _rule(scenes=True), 1)
 
 
 # Training

@@ -58,6 +58,8 @@ class Dataset:
         clips: all clips, those included that are not there.
         families: labels that are hard to tell apart, by the name of their family; evaluation
             never mixes two of a family. May be empty.
+        scenes: labels that are heard together, by the name of their scene; training may mix only
+            those. May be empty, and a label may be in several.
         notes: what was odd about its lists and files, such as `{"bad_rows": ["train.csv:7: ..."]}`;
             part of the coverage report.
     """
@@ -65,6 +67,7 @@ class Dataset:
     root: Path
     clips: tuple[Clip, ...]
     families: dict[str, list[str]]
+    scenes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
@@ -75,7 +78,8 @@ def read_folder(root: Path, val_every: int = 10) -> Dataset:
     Without a manifest the class is the name of the top subfolder (underscores become spaces),
     there is no caption, and every `val_every`-th file of a class is validation; the last one of a
     class that has fewer, but more than one. Files in no subfolder have no label: only a captioner
-    can tell what they are. `families.json` beside them, `{family: [label, ...]}`, is optional.
+    can tell what they are. `families.json` and `scenes.json` beside them, `{name: [label, ...]}`,
+    are optional.
 
     Raises:
         ValueError: naming the file and row or column that is wrong.
@@ -86,8 +90,13 @@ def read_folder(root: Path, val_every: int = 10) -> Dataset:
     clips = _from_manifest(manifest) if manifest.exists() else _from_subfolders(root, val_every)
     if not clips:
         raise ValueError(f"{root}: no clips: neither manifest.csv rows nor audio files")
-    families = _read_families(root / "families.json")
-    return Dataset(root, tuple(sorted(clips, key=lambda c: (c.split, c.id))), families)
+    families, scenes = (_read_groups(root / f"{kind}.json") for kind in ("families", "scenes"))
+    counts = Counter(label for labels in families.values() for label in labels)
+    repeated = [label for label, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"{root / 'families.json'}: in several families: {', '.join(repeated)}")
+    clips = tuple(sorted(clips, key=lambda c: (c.split, c.id)))
+    return Dataset(root, clips, families, scenes)
 
 
 def _from_manifest(manifest: Path) -> list[Clip]:
@@ -119,23 +128,19 @@ def _from_manifest(manifest: Path) -> list[Clip]:
     return clips
 
 
-def _read_families(file: Path) -> dict[str, list[str]]:
+def _read_groups(file: Path) -> dict[str, list[str]]:
     if not file.exists():
         return {}
     try:
-        families = json.loads(file.read_text("utf-8"))
+        groups = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(families, dict) or not all(
+    if not isinstance(groups, dict) or not all(
         isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-        for labels in families.values()
+        for labels in groups.values()
     ):
-        raise ValueError(f"{file}: not of the form {{family: [label, ...]}}")
-    counts = Counter(label for labels in families.values() for label in labels)
-    repeated = [label for label, count in counts.items() if count > 1]
-    if repeated:
-        raise ValueError(f"{file}: in several families: {', '.join(repeated)}")
-    return families
+        raise ValueError(f"{file}: not of the form {{name: [label, ...]}}")
+    return groups
 
 
 def _from_subfolders(root: Path, val_every: int) -> list[Clip]:

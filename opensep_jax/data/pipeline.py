@@ -36,6 +36,7 @@ class MixtureRule:
         seed: of the whole order.
         weights: probability of each of several data sets that a clip is drawn from; empty: all of
             them are one.
+        scenes: mix only names of one scene (`scenes.json`), drawn first.
         families_apart: names of one family (`families.json`) do not meet either.
         damaged: what a damaged record does, a name of `DAMAGED`: stop the run, or have the example
             drawn again, with a warning that names the record.
@@ -48,6 +49,7 @@ class MixtureRule:
     max_names: int
     seed: int
     weights: tuple[float, ...] = ()
+    scenes: bool = False
     families_apart: bool = False
     damaged: str = "stop"
 
@@ -85,18 +87,28 @@ class MixtureExamples:
                 f"data.weights={rule.weights} for {len(parts)} data sets: give one for each"
             )
         self._group_N = _groups(dataset, rule.families_apart)
-        self._pools = [
-            _Pool.of(dataset.table, first, last)
-            for first, last in (parts if rule.weights else [(0, len(dataset))])
+        parts = parts if rule.weights else [(0, len(dataset))]
+        pools = [
+            [_Pool.of(dataset.table, first, last, names) for first, last in parts]
+            for names in _scenes(dataset, rule.scenes)
         ]
+        groups = [self._groups_of(own) for own in pools]
+        self._pools = [
+            own for own, n in zip(pools, groups, strict=True)
+            if n >= rule.slots and all(len(pool.clips) for pool in own)
+        ]  # fmt: skip
         self._warned: set[str] = set()
-        groups = len(set(self._group_N[_names_used(self._pools)].tolist()))
-        if groups < rule.slots:
+        if not self._pools:
             kind = "families" if rule.families_apart else "names"
+            place = " of any scene" if rule.scenes else ""
             raise RecordError(
-                f"{dataset.folder}: {groups} {kind} in split {dataset.split}, but "
-                f"mix.counts asks for {rule.slots} distinct ones in a mixture"
+                f"{dataset.folder}: {max(groups, default=0)} {kind}{place} in split "
+                f"{dataset.split}, but mix.counts asks for {rule.slots} distinct ones in a mixture"
             )
+
+    def _groups_of(self, pools: "Sequence[_Pool]") -> int:
+        """How many names that may meet these clips have."""
+        return len(set(self._group_N[np.concatenate([pool.names for pool in pools])].tolist()))
 
     def __len__(self) -> int:
         return self._length
@@ -138,7 +150,9 @@ class MixtureExamples:
             if draw % (10 * count) == 0:  # what was chosen may rule out all others: start again
                 chosen: list[int] = []
                 taken: set[int] = set()
-            pool = self._pools[rng.choice(len(self._pools), p=weights) if len(weights) else 0]
+                scene = rng.integers(len(self._pools)) if self._rule.scenes else 0
+            pools = self._pools[scene]
+            pool = pools[rng.choice(len(pools), p=weights) if len(weights) else 0]
             clip = pool.draw(rng, self._rule.balance_labels)
             groups = set(self._group_N[self._dataset.table.name_ids(clip)].tolist())
             if groups and not groups & taken:
@@ -153,42 +167,49 @@ class MixtureExamples:
 
 @dataclasses.dataclass(frozen=True)
 class _Pool:
-    """Clips `first` to `last` of a table, by name.
+    """Clips that are drawn from, by name.
 
     Attributes:
-        first: first clip.
-        last: behind the last clip.
+        clips: all of them.
         names: names that occur.
         first_clip_N: int64 [N + 1], where the clips of each begin in `clip_J`.
         clip_J: clips by name.
     """
 
-    first: int
-    last: int
+    clips: np.ndarray | range
     names: np.ndarray
     first_clip_N: np.ndarray
     clip_J: np.ndarray
 
     @classmethod
-    def of(cls, table: ClipTable, first: int, last: int) -> "_Pool":
+    def of(cls, table: ClipTable, first: int, last: int, allowed_N: np.ndarray | None) -> "_Pool":
+        """Clips `first` to `last` of a table, or those of them that have allowed names only."""
         start_I = table.first_source_I[first : last + 1]
         name_J = table.name_R[table.source_J[start_I[0] : start_I[-1]]]
-        clip_J = np.repeat(np.arange(first, last), np.diff(start_I))
+        clip_J, clips = np.repeat(np.arange(first, last), np.diff(start_I)), range(first, last)
+        if allowed_N is not None:
+            outside = np.unique(clip_J[~allowed_N[name_J]])
+            kept_J = ~np.isin(clip_J, outside)
+            name_J, clip_J = name_J[kept_J], clip_J[kept_J]
+            clips = np.unique(clip_J)
         order = np.argsort(name_J, kind="stable")
         names, begin = np.unique(name_J[order], return_index=True)
-        return cls(first, last, names, np.append(begin, len(name_J)), clip_J[order])
+        return cls(clips, names, np.append(begin, len(name_J)), clip_J[order])
 
     def draw(self, rng: np.random.Generator, by_name: bool) -> int:
         """A clip of a random name, or any clip."""
         if not by_name:
-            return self.first + int(rng.integers(self.last - self.first))
+            return int(self.clips[rng.integers(len(self.clips))])
         name = rng.integers(len(self.names))
         begin, end = self.first_clip_N[name], self.first_clip_N[name + 1]
         return int(self.clip_J[begin + rng.integers(end - begin)])
 
 
-def _names_used(pools: Sequence[_Pool]) -> np.ndarray:
-    return np.concatenate([pool.names for pool in pools])
+def _scenes(dataset: PreparedDataset | PreparedUnion, scenes: bool) -> list[np.ndarray | None]:
+    """Allowed names of each scene, bool [N]; None allows all."""
+    if not scenes:
+        return [None]
+    return [np.isin(dataset.table.names, labels) for labels in dataset.info["scenes"].values()]
 
 
 def _groups(dataset: PreparedDataset | PreparedUnion, families_apart: bool) -> np.ndarray:

@@ -167,7 +167,8 @@ def _dataset(
         raise ValueError(f"{root}: no clips of {name}: neither a usable list nor audio files")
     if left:
         notes["not_listed"] = sorted(left.values())
-    return Dataset(root, tuple(sorted(clips, key=lambda c: (c.split, c.id))), {}, dict(notes))
+    clips = sorted(clips, key=lambda c: (c.split, c.id))
+    return Dataset(root, tuple(clips), families={}, notes=dict(notes))
 
 
 def _labelled(

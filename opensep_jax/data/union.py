@@ -110,10 +110,14 @@ def _join_info(sets: Sequence[PreparedDataset]) -> dict:
     for name, labels in ((n, own) for s in sets for n, own in s.info["families"].items()):
         families.setdefault(name, []).extend(label for label in labels if label not in placed)
         placed.update(labels)
+    scenes: dict[str, list[str]] = {}
+    for name, labels in ((n, own) for s in sets for n, own in s.info["scenes"].items()):
+        scenes.setdefault(name, []).extend(labels)
     first = sets[0].info
     return {
         **{key: first[key] for key in ("schema", "sample_rate_hz", "text_encoder", "text")},
         "families": families,
+        "scenes": scenes,
         "splits": {f"{i}_{s.split}": s.info["splits"][s.split] for i, s in enumerate(sets)},
     }
 

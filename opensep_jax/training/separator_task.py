@@ -242,6 +242,7 @@ def build_separator_task(
     wordings: Mapping[str, float],
     weights: Sequence[float],
     balance_labels: bool,
+    scenes: bool,
     families_apart: bool,
     damaged: str,
     max_names: int,
@@ -265,6 +266,7 @@ def build_separator_task(
         max_names=max_names,
         seed=seed,
         weights=tuple(weights),
+        scenes=scenes,
         families_apart=families_apart,
         damaged=damaged,
     )

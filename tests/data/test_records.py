@@ -61,6 +61,7 @@ def folder(tmp_path: Path) -> Path:
         "splits": {"train": {"shards": 2, "clips": 4}},
         "text": {"shards": 2, "width": 4},
         "families": {},
+        "scenes": {},
     }
     write_json(tmp_path / "dataset.json", info)
     return tmp_path
