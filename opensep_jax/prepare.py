@@ -70,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     )
     words = flags.add_argument_group("words")
     words.add_argument(
-        "--words", choices=WORDS, help="what names sources; default: caption for audiocaps, label"
+        "--words",
+        choices=WORDS,
+        help="what names sources; default: label, but caption for audiocaps",
     )
     words.add_argument(
         "--enrich",

@@ -15,7 +15,7 @@ logger = logging.getLogger("opensep_jax")
 MANIFEST_COLUMNS = ("path", "label", "caption", "split")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # there are millions of them
 class ClipSource:
     """One named source within a clip.
 
@@ -28,7 +28,7 @@ class ClipSource:
     caption: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
     """An audio file with what is known of it.
 
