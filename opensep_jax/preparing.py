@@ -141,10 +141,11 @@ def parse(work: Work) -> None:
         own = [clips[row["clip"]] for row in rows]
         asked.append((stem, wording.questions(own, work.words, heard)))
     with Progress("parse", "texts", sum(len(texts) for _, texts in asked)) as progress:
+        known: dict[str, object] = {}
         for stem, texts in asked:
             answers = Ledger(work.stage(stem, "answers"))
             progress.skip(sum(text in answers for text in texts))
-            for done in wording.answer(work.parser, texts, work.words, answers):
+            for done in wording.answer(work.parser, texts, work.words, answers, known):
                 progress.add(done)
 
 

@@ -1,7 +1,7 @@
 """Clips to named sources with prompts: by their label, their caption, or what a captioner hears."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from opensep_jax.data.datasets import Clip
 from opensep_jax.data.ledger import Ledger
@@ -11,6 +11,7 @@ from opensep_jax.text.wordings import wordings
 
 WORDS = ("label", "caption", "captioner")
 _CHUNK = 64  # captions between two writes
+_KNOWN = 100_000  # answers that stay in memory for later shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,9 @@ def questions(clips: Sequence[Clip], words: str, heard: Sequence[str]) -> list[s
     return [text for text in dict.fromkeys(asked) if text]
 
 
-def answer(parser: Parser, asked: Sequence[str], words: str, answers: Ledger):
+def answer(
+    parser: Parser, asked: Sequence[str], words: str, answers: Ledger, known: dict[str, object]
+) -> Iterator[int]:
     """Asks a parser what the ledger does not have yet.
 
     Args:
@@ -54,11 +57,17 @@ def answer(parser: Parser, asked: Sequence[str], words: str, answers: Ledger):
         asked: `questions`.
         words: a name of `WORDS`.
         answers: gets for each question a list of `[name, prompt]`, or a text: why there is none.
+        known: answers for other shards; is added to.
 
     Yields:
         How many questions were answered.
     """
-    rest = [text for text in asked if text not in answers]
+    if len(known) < _KNOWN:
+        known |= {text: answers[text] for text in asked if text in answers}
+    missing = [text for text in asked if text not in answers]
+    answers.add({text: known[text] for text in missing if text in known})
+    rest = [text for text in missing if text not in known]
+    yield len(missing) - len(rest)
     for start in range(0, len(rest), _CHUNK):
         chunk = rest[start : start + _CHUNK]
         if words == "label":
@@ -66,6 +75,8 @@ def answer(parser: Parser, asked: Sequence[str], words: str, answers: Ledger):
         else:
             found = _parse(parser, chunk)
         answers.add(found)
+        if len(known) < _KNOWN:
+            known |= found
         yield len(chunk)
 
 
