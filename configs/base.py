@@ -30,9 +30,11 @@ def get_config() -> ConfigDict:
     c.model.remat = False  # recompute activations: less memory, about 1.3x compute # ours
 
     c.data = ConfigDict()
-    c.data.folder = ""  # made by `prepare`
-    c.data.train_split = "train"
-    c.data.val_split = "val"
+    c.data.folder = ""  # made by `prepare`, a path or URL; several are separated by commas
+    c.data.train_split = "train"  # of every folder, or one for each, separated by commas
+    c.data.val_split = "val"  # likewise
+    c.data.weights = ()  # probability of each folder, such as (2.0, 1.0); (): all clips are one set
+    c.data.damaged = "stop"  # what a damaged record does: stop, skip (named, drawn again)
     c.data.crop_s = 8.192  # seconds of a training mixture # BiModal repo
     c.data.wordings = ConfigDict()  # probability of each kind of prompt # ours
     c.data.wordings.caption = 0.35
@@ -40,6 +42,8 @@ def get_config() -> ConfigDict:
     c.data.wordings.paraphrase = 0.3
     c.data.wordings.description = 0.15
     c.data.balance_labels = True  # draw a class, then a clip; False: clips uniformly # ours
+    c.data.scenes = False  # mix only labels of one scene (scenes.json) # ours, after Hive
+    c.data.families_apart = False  # labels of a family (families.json) are never mixed # ours
     c.data.max_names = 1  # named sources of one clip that are queried # ours
     c.data.text_tokens = 512  # tokens of a prompt at most # paper (RoBERTa's context)
     c.data.workers = 0  # reader processes (0: threads only)

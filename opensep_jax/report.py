@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from opensep_jax.data.records import read_json
+from opensep_jax.data.storage import read_json, write_bytes
 from opensep_jax.signal.audio import AudioError, read_audio
 from opensep_jax.signal.pictures import level_image, spectrogram_db
 from opensep_jax.signal.stft import Stft
@@ -38,18 +38,31 @@ def write_report(out: Path) -> Path:
     """
     folders = sorted(path.parent for path in out.rglob("separation.json"))
     sections = "\n".join(_section(folder, out) for folder in folders)
-    page = out / "index.html"
-    temporary = page.with_name(f".index.html.{os.getpid()}.tmp")
-    temporary.write_text(
+    file = out / "index.html"
+    content = page("Separations", sections or "<p>Nothing here yet.</p>")
+    write_bytes(file, content.encode("utf-8", "replace"))  # file names need not be UTF-8
+    return file
+
+
+def page(title: str, body: str) -> str:
+    """A whole page of HTML.
+
+    Args:
+        title: plain text.
+        body: HTML below the heading.
+    """
+    title = html.escape(title)
+    return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width'>"
-        f"<title>Separations</title><style>{_STYLE}</style></head><body>"
-        f"<h1>Separations</h1>{sections or '<p>Nothing here yet.</p>'}</body></html>\n",
-        encoding="utf-8",
-        errors="replace",  # file names need not be UTF-8
+        f"<title>{title}</title><style>{_STYLE}</style></head><body>"
+        f"<h1>{title}</h1>{body}</body></html>\n"
     )
-    os.replace(temporary, page)
-    return page
+
+
+def player(name: str, remark: str, file: Path, out: Path) -> str:
+    """HTML of a player and a picture of a sound, for a page in the folder `out`."""
+    return "".join(_figures([(name, remark, file)], out))
 
 
 def _section(folder: Path, out: Path) -> str:

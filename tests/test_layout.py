@@ -32,6 +32,8 @@ DOOR_PARTS = {
     "stages",
     "flags",
     "inputs",
+    "inspection",
+    "preparing",
     "results",
     "report",
     "run_config",

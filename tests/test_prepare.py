@@ -1,8 +1,10 @@
 """`prepare`: shared, killed or repeated, the records are the same to the byte."""
 
 import csv
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from opensep_jax import cli, prepare
+from opensep_jax import cli, prepare, preparing
 from opensep_jax.data import records
 from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.shards import prompt_key
+from opensep_jax.data.storage import temporary_name
 from opensep_jax.text.embed import load_text_encoder
 from tests.tiny_dataset import SOUNDS, prepare_folder
 from tests.tiny_text_encoder import write_tiny_bert
@@ -24,8 +28,8 @@ PROMPTS = 20
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(prepare, "FILES_PER_SHARD", FILES)
-    monkeypatch.setattr(prepare, "PROMPTS_PER_SHARD", PROMPTS)
+    monkeypatch.setattr(preparing, "FILES_PER_SHARD", FILES)
+    monkeypatch.setattr(preparing, "PROMPTS_PER_SHARD", PROMPTS)
 
 
 @pytest.fixture(autouse=True)
@@ -64,19 +68,21 @@ def single(tiny_sounds, tiny_encoder, tmp_path_factory) -> Path:
     """The records of one undisturbed run; read only."""
     out = tmp_path_factory.mktemp("single")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "FILES_PER_SHARD", FILES)
-        patch.setattr(prepare, "PROMPTS_PER_SHARD", PROMPTS)
+        patch.setattr(preparing, "FILES_PER_SHARD", FILES)
+        patch.setattr(preparing, "PROMPTS_PER_SHARD", PROMPTS)
         patch.setattr(prepare, "load_text_encoder", CountingEncoder(tiny_encoder).load)
         assert prepare_folder(tiny_sounds, out, tiny_encoder) == 0
     return out
 
 
 def _content(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def _times(folder: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in files}
 
 
 def _run(*flags: object) -> int:
@@ -96,8 +102,10 @@ def _said(capsys, pattern: str) -> None:
 
 def test_files_and_counts(single):
     names = set(_content(single))
-    assert {"dataset.json", "plan.json"} < names and not any(n.startswith(".") for n in names)
-    assert sum(name.endswith(".index") for name in names) == 5 + 2
+    made = {"dataset.json", "plan.json", "summary.json", "coverage.json"}
+    assert made < names and not any(".tmp" in name for name in names)
+    assert sum(n.startswith("clips") and n.endswith(".index") for n in names) == 5 + 2
+    assert sum(n.startswith("stages/") for n in names) == 2 * (5 + 2)
     info = records.read_info(single)
     assert {s: (i["clips"], i["shards"]) for s, i in info["splits"].items()} == {
         "train": (24, 5),
@@ -134,7 +142,7 @@ def test_every_distinct_prompt_is_embedded_once_and_equals_the_encoder(
     assert len(text.prompts) == 8 * (1 + 2 + 3)  # label, two captions, three templates
     some = text.prompts[:5]
     for prompt, states_LC in zip(some, encoder.inner.encode(some), strict=True):
-        text_id = text.ids[records.prompt_key(prompt, encoder.id)]
+        text_id = text.ids[prompt_key(prompt, encoder.id)]
         np.testing.assert_array_equal(text.states(text_id), states_LC)
 
 
@@ -180,6 +188,31 @@ def test_shares_of_several_processes_are_one_run(
     assert len(encoder.prompts) == len(set(encoder.prompts))
 
 
+@pytest.mark.slow
+def test_processes_of_jax_distributed_share_the_prompts(
+    tmp_path, single, tiny_sounds, tiny_encoder
+):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    program = (
+        "import sys; from opensep_jax import prepare, preparing\n"
+        f"preparing.FILES_PER_SHARD, preparing.PROMPTS_PER_SHARD = {FILES}, {PROMPTS}\n"
+        "prepare.cli()"
+    )
+    flags = ["--dataset", "folder", "--root", tiny_sounds, "--out", tmp_path, "--num_shards", 2]
+    flags += ["--text_encoder", tiny_encoder, "--coordinator_address", f"localhost:{port}"]
+    commands = [[sys.executable, "-c", program, *flags, "--shard", i] for i in (0, 1)]
+    runs = [
+        subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    logs = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], logs
+    assert _content(tmp_path) == _content(single)
+    assert all("embed: " in log and "were there" in log for log in logs), logs
+
+
 def test_a_rerun_does_nothing(tmp_path, single, tiny_sounds, tiny_encoder, encoder):
     shutil.copytree(single, tmp_path / "out")
     before = _times(tmp_path / "out")
@@ -192,11 +225,25 @@ def test_a_killed_run_goes_on(tmp_path, single, tiny_sounds, tiny_encoder, encod
     out = tmp_path / "out"
     shutil.copytree(single, out)
     (out / "dataset.json").unlink()
-    (out / "clips-val-00001-of-00002.index").unlink()  # killed between records and index
-    shutil.move(out / "clips-val-00000-of-00002.arrayrecord", out / ".clips-val-x.123.tmp")
+    (out / "clips-val-00001-of-00002.index").unlink()  # killed before the index
+    gone = temporary_name(out / "clips-val-00000-of-00002.arrayrecord").with_name(
+        temporary_name(out / "x").name.replace(str(os.getpid()), "4194305")  # no such process
+    )
+    shutil.move(out / "clips-val-00000-of-00002.arrayrecord", gone)
     (out / "clips-val-00000-of-00002.index").unlink()
-    shutil.move(out / "text-00002-of-00003.arrayrecord", out / ".text-00002.arrayrecord.9.tmp")
-    redone = {n for n in _content(single) if n.startswith(("clips-val", "text-00002", "dataset"))}
+    (out / "stages" / "clips-val-00000-of-00002.cut").unlink()
+    (out / "stages" / "clips-val-00000-of-00002.prompts").unlink()
+    (out / "text-00002-of-00003.index").unlink()
+    redone = {
+        f"{stem}.{kind}"
+        for stem, kinds in (
+            ("clips-val-00000-of-00002", ("arrayrecord", "index")),
+            ("stages/clips-val-00000-of-00002", ("cut", "prompts")),
+            ("clips-val-00001-of-00002", ("index",)),
+            ("text-00002-of-00003", ("arrayrecord", "index")),
+        )
+        for kind in kinds
+    } | {"dataset.json"}
     with pytest.raises(RecordError, match="no dataset.json"):
         PreparedDataset(out, "train")
     before = _times(out)
@@ -204,44 +251,6 @@ def test_a_killed_run_goes_on(tmp_path, single, tiny_sounds, tiny_encoder, encod
     assert _content(out) == _content(single)
     assert {n for n, t in _times(out).items() if t != before.get(n)} == redone
     assert len(encoder.prompts) == 48 - 2 * PROMPTS
-
-
-def test_a_killed_process_leaves_nothing_half(tmp_path, single, tiny_sounds, tiny_encoder):
-    """`kill -9` after two shards, in a process of its own that needs no network."""
-    out = tmp_path / "out"
-    known = records.read_info(single)["text_encoder"]
-    flags = ["--dataset", "folder", "--root", str(tiny_sounds), "--out", str(out)]
-    program = f"""
-import time, types
-from pathlib import Path
-from opensep_jax import prepare
-
-encoder = types.SimpleNamespace(id={known["id"]!r}, width=16, max_tokens=128)
-read_audio = prepare.read_audio
-
-def read_and_stop(path):
-    if len(list(Path({str(out)!r}).glob("*.index"))) == 2:
-        print("third shard", flush=True)
-        time.sleep(60)
-    return read_audio(path)
-
-prepare.FILES_PER_SHARD, prepare.PROMPTS_PER_SHARD = {FILES}, {PROMPTS}
-prepare.load_text_encoder = lambda *_: encoder
-prepare.read_audio = read_and_stop
-flags = {[*flags, "--text_encoder", str(tiny_encoder)]!r}
-prepare.main(prepare.parser().parse_args(flags))
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout.readline() == b"third shard\n"
-        process.kill()
-    assert [name for name in _content(out) if name.endswith(".tmp")]
-    done = {name: t for name, t in _times(out).items() if name.endswith(("index", "arrayrecord"))}
-    assert len(done) == 4
-    assert prepare_folder(tiny_sounds, out, tiny_encoder) == 0
-    assert _content(out) == _content(single)
-    assert {name: t for name, t in _times(out).items() if name in done} == done
 
 
 # What is refused
@@ -275,7 +284,7 @@ def test_other_contents_or_encoders_are_refused(
     manifest.write_text(manifest.read_text().replace("hum, take 0", "hum, again"))
     flags = "--root", root, "--out", tmp_path / "out", "--text_encoder"
     assert _run(*flags, tiny_encoder) == 2
-    _said(capsys, "manifest_and_wordings_sha256: ")
+    _said(capsys, "clips_and_wordings_sha256: ")
     other = write_tiny_bert(tmp_path / "encoder", layers=1)
     assert _run(*flags, other) == 2
     _said(capsys, "text_encoder: .* there")
@@ -325,10 +334,12 @@ def test_a_repaired_file_is_taken_up(tmp_path, tiny_sounds, tiny_encoder):
     assert changed == {  # the shard of that file, and the counts
         "clips-train-00000-of-00005.arrayrecord",
         "clips-train-00000-of-00005.index",
+        "stages/clips-train-00000-of-00005.cut",
         "dataset.json",
+        "summary.json",
     }
     assert prepare_folder(tiny_sounds, tmp_path / "straight", tiny_encoder) == 0
-    for name in changed:
+    for name in changed - {"stages/clips-train-00000-of-00005.cut"}:  # it knows the files' times
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 

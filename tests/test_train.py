@@ -20,7 +20,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from opensep_jax import sharding, train
 from opensep_jax.checkpoint.state import Checkpoints, load_params
 from opensep_jax.cli import EXIT_DONE, EXIT_PREEMPTED, DoorError
-from opensep_jax.data import records
+from opensep_jax.data.shards import shard_name
+from opensep_jax.data.text_table import write_text_shard
 from tests import tiny_run
 from tests.tiny_dataset import prepare_folder
 from tests.tiny_run import STEPS
@@ -253,7 +254,7 @@ def _poisoned(folder: Path, copy: Path, first_step: int) -> Path:
         for key, i in text.ids.items()
     ]
     assert len(used & set(text.ids.values())) < len(rows)
-    records.write_text_shard(copy / records.shard_name("text", 0, 1), rows)
+    write_text_shard(copy / shard_name("text", 0, 1), rows)
     return copy
 
 

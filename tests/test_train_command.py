@@ -99,7 +99,7 @@ def test_data_that_cannot_be_used(cli: Callable, tiny_dataset: Path, tmp_path: P
     info = json.loads((tmp_path / "old" / "dataset.json").read_text())
     (tmp_path / "old" / "dataset.json").write_text(json.dumps(info | {"schema": 99}))
     code, said = cli(*_flags(tmp_path / "old", tmp_path))
-    assert code == 2 and "schema 99, this version reads 1" in said
+    assert code == 2 and "schema 99, this version reads 2" in said
     assert "prepare the data again" in said
 
 

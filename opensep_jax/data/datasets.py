@@ -1,4 +1,4 @@
-"""Published on-disk layouts, read into clips; nothing is decoded here."""
+"""Folders of recordings, read into clips; nothing is decoded here."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ logger = logging.getLogger("opensep_jax")
 MANIFEST_COLUMNS = ("path", "label", "caption", "split")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)  # there are millions of them
 class ClipSource:
     """One named source within a clip.
 
@@ -28,37 +28,47 @@ class ClipSource:
     caption: str
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Clip:
     """An audio file with what is known of it.
 
     Attributes:
-        path: relative to the root of the data set.
+        id: what the data set's own list calls it; its place in the records depends on nothing else.
+        path: relative to the root of the data set; None if it is listed but not there.
         split: `train`, `val`, ...
-        sources: what is heard in it; usually one.
+        sources: what is heard in it as its label has it; empty if nobody says.
+        captions: sentences about all of it.
         extra: further columns (licence, origin, ...), kept in the record.
     """
 
-    path: str
+    id: str
+    path: str | None
     split: str
     sources: tuple[ClipSource, ...]
+    captions: tuple[str, ...]
     extra: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Clips under a root, sorted by split and path.
+    """Clips under a root, sorted by split and id.
 
     Attributes:
         root: folder of the audio files.
-        clips: all clips.
+        clips: all clips, those included that are not there.
         families: labels that are hard to tell apart, by the name of their family; evaluation
             never mixes two of a family. May be empty.
+        scenes: labels that are heard together, by the name of their scene; training may mix only
+            those. May be empty, and a label may be in several.
+        notes: what was odd about its lists and files, such as `{"bad_rows": ["train.csv:7: ..."]}`;
+            part of the coverage report.
     """
 
     root: Path
     clips: tuple[Clip, ...]
     families: dict[str, list[str]]
+    scenes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def read_folder(root: Path, val_every: int = 10) -> Dataset:
@@ -67,8 +77,9 @@ def read_folder(root: Path, val_every: int = 10) -> Dataset:
     The manifest has the columns path, label, caption, split (others are kept as they are).
     Without a manifest the class is the name of the top subfolder (underscores become spaces),
     there is no caption, and every `val_every`-th file of a class is validation; the last one of a
-    class that has fewer, but more than one. Files in no subfolder are left out, with a warning.
-    `families.json` beside them, `{family: [label, ...]}`, is optional.
+    class that has fewer, but more than one. Files in no subfolder have no label: only a captioner
+    can tell what they are. `families.json` and `scenes.json` beside them, `{name: [label, ...]}`,
+    are optional.
 
     Raises:
         ValueError: naming the file and row or column that is wrong.
@@ -78,9 +89,14 @@ def read_folder(root: Path, val_every: int = 10) -> Dataset:
         raise ValueError(f"{root}: no such folder (--root)")
     clips = _from_manifest(manifest) if manifest.exists() else _from_subfolders(root, val_every)
     if not clips:
-        raise ValueError(f"{root}: no clips: neither manifest.csv rows nor audio in subfolders")
-    families = _read_families(root / "families.json")
-    return Dataset(root, tuple(sorted(clips, key=lambda c: (c.split, c.path))), families)
+        raise ValueError(f"{root}: no clips: neither manifest.csv rows nor audio files")
+    families, scenes = (_read_groups(root / f"{kind}.json") for kind in ("families", "scenes"))
+    counts = Counter(label for labels in families.values() for label in labels)
+    repeated = [label for label, count in counts.items() if count > 1]
+    if repeated:
+        raise ValueError(f"{root / 'families.json'}: in several families: {', '.join(repeated)}")
+    clips = tuple(sorted(clips, key=lambda c: (c.split, c.id)))
+    return Dataset(root, clips, families, scenes)
 
 
 def _from_manifest(manifest: Path) -> list[Clip]:
@@ -107,42 +123,52 @@ def _from_manifest(manifest: Path) -> list[Clip]:
             raise ValueError(f"{manifest}: row {number}: split {split!r} is not a single word")
         seen[path] = number
         extra = {k: v for k, v in row.items() if k and k not in MANIFEST_COLUMNS and v}
-        clips.append(Clip(path, split, (ClipSource(label, known["caption"]),), extra))
+        source, captions = ClipSource(label, known["caption"]), (known["caption"],)
+        clips.append(Clip(path, path, split, (source,), captions if captions[0] else (), extra))
     return clips
 
 
-def _read_families(file: Path) -> dict[str, list[str]]:
+def _read_groups(file: Path) -> dict[str, list[str]]:
     if not file.exists():
         return {}
     try:
-        families = json.loads(file.read_text("utf-8"))
+        groups = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not valid JSON: {error}") from error
-    if not isinstance(families, dict) or not all(
+    if not isinstance(groups, dict) or not all(
         isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-        for labels in families.values()
+        for labels in groups.values()
     ):
-        raise ValueError(f"{file}: not of the form {{family: [label, ...]}}")
-    counts = Counter(label for labels in families.values() for label in labels)
-    repeated = [label for label, count in counts.items() if count > 1]
-    if repeated:
-        raise ValueError(f"{file}: in several families: {', '.join(repeated)}")
-    return families
+        raise ValueError(f"{file}: not of the form {{name: [label, ...]}}")
+    return groups
 
 
 def _from_subfolders(root: Path, val_every: int) -> list[Clip]:
-    loose = [file for file in root.iterdir() if file.suffix.lower() in AUDIO_SUFFIXES]
+    loose = [p.name for p in root.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()]
     if loose:
-        logger.warning("%s: %d files are in no class folder and are left out", root, len(loose))
-    clips = []
+        logger.warning("%s: %d files are in no class folder: they have no label", root, len(loose))
+    clips = [Clip(name, name, "train", (), (), {}) for name in sorted(loose)]
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         source = ClipSource(folder.name.replace("_", " "), "")
         files = [file for file in list_audio_files([folder]) if file.problem is None]
         for number, file in enumerate(files):
             is_val = number % val_every == min(val_every, len(files)) - 1 and len(files) > 1
-            split = "val" if is_val else "train"
-            clips.append(Clip(str(file.path.relative_to(root)), split, (source,), {}))
+            path = str(file.path.relative_to(root))
+            clips.append(Clip(path, path, "val" if is_val else "train", (source,), (), {}))
     return clips
 
 
-READERS = {"folder": read_folder}
+def coverage(dataset: Dataset) -> dict:
+    """How much of what is listed is there.
+
+    Returns:
+        `splits`: by split `listed`, `found` and `missing` clips; `missing`: their ids; and the
+        data set's notes.
+    """
+    splits: dict[str, dict[str, int]] = {}
+    for clip in dataset.clips:
+        counts = splits.setdefault(clip.split, {"listed": 0, "found": 0, "missing": 0})
+        counts["listed"] += 1
+        counts["missing" if clip.path is None else "found"] += 1
+    missing = [clip.id for clip in dataset.clips if clip.path is None]
+    return {"splits": splits, "missing": missing, **dataset.notes}

@@ -64,9 +64,10 @@ def list_mixtures(
         return _any_mixtures(dataset, number, sources, seed, without)
     family = _family_of(dataset.info["families"]) if partners == "families" else {}
     clips_of: dict[str, list[int]] = {}
-    for index, clip in enumerate(dataset.clips):
-        if len(clip.sources) == 1 and index not in without:
-            clips_of.setdefault(clip.sources[0].name, []).append(index)
+    for index in range(len(dataset.table)):
+        name_ids = dataset.table.name_ids(index)
+        if len(name_ids) == 1 and index not in without:
+            clips_of.setdefault(dataset.table.names[name_ids[0]], []).append(index)
     names = sorted(clips_of)
     families = {family.get(name, name) for name in names}
     if len(families) < sources:
@@ -283,13 +284,15 @@ def _asked(dataset: PreparedDataset, mixture: ListedMixture, place: int, wording
 def _text_ids_of(dataset: PreparedDataset, clip: int, wording: str) -> list[int]:
     """Text id of the first prompt of a kind of each source of a clip."""
     ids = []
-    for source in dataset.clips[clip].sources:
-        if wording not in source.prompts:
+    for source in dataset.table.sources(clip):
+        prompts = dataset.table.text_ids(source, wording)
+        if not len(prompts):
+            known = dataset.clips[clip]
             raise RecordError(
-                f"{dataset.folder}: {dataset.clips[clip].path} has no prompt of kind {wording!r}, "
-                f"only {', '.join(source.prompts)}"
+                f"{dataset.folder}: {known.path} has no prompt of kind {wording!r}, "
+                f"only {', '.join(known.sources[0].prompts)}"
             )
-        ids.append(dataset.text.ids[source.prompts[wording][0]])
+        ids.append(int(prompts[0]))
     return ids
 
 

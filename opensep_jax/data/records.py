@@ -2,315 +2,231 @@
 
     DIR/dataset.json                              what this is; written last, so its presence
                                                   means that the folder is complete
-    DIR/clips-<split>-00000-of-00004.arrayrecord  a msgpack map per clip (`ClipRecord`)
-    DIR/clips-<split>-00000-of-00004.index        the same maps without audio, msgpack list
-    DIR/text-00000-of-00001.arrayrecord           a msgpack map per distinct prompt
+    DIR/clips-<split>-00000-of-00004.arrayrecord  a msgpack map per clip: its samples
+    DIR/clips-<split>-00000-of-00004.index        msgpack map: its clips (`ClipEntry`), the
+                                                  distinct sources that they point to, and what
+                                                  was rejected
+    DIR/text-00000-of-00001.arrayrecord, .index   distinct prompts, see `text_table`
 
-Audio is PCM16 at one rate. A prompt's key is a hash of prompt and text encoder, and ids are ranks
-of sorted keys, so nothing depends on the order in which shards were made. Readers ignore map
-entries that they do not know: later versions add, they do not change.
+Audio is PCM16 at one rate, as it is or in FLAC. A prompt's key is a hash of prompt and text
+encoder, and ids are ranks of sorted keys, so nothing depends on the order in which shards were
+made. Readers ignore map entries that they do not know: later versions add, they do not change.
 """
 
 import dataclasses
-import hashlib
-import json
+import functools
 import os
 import zlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
-import ml_dtypes
 import msgpack
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader
 
-SCHEMA_VERSION = 1
-_WRITER_OPTIONS = "group_size:1,uncompressed"  # random access; PCM hardly compresses
+from opensep_jax.data.clip_table import ClipTable, make_table
+from opensep_jax.data.shards import SCHEMA_VERSION, ClipEntry, SourceEntry, decode, shard_name
+from opensep_jax.data.storage import DamagedRecord, RecordError, Storage, read_json, write_json
+from opensep_jax.data.text_table import TextTable, open_reader, read_keys, read_msgpack, read_text
 
+__all__ = [
+    "ClipEntry",
+    "DamagedRecord",
+    "PreparedDataset",
+    "RecordError",
+    "SourceEntry",
+    "read_info",
+    "read_json",
+    "write_json",
+]
 
-class RecordError(ValueError):
-    """Prepared data that cannot be used; the message names the file and what is wrong."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceEntry:
-    """A named source of a clip and its prompts.
-
-    Attributes:
-        name: what it is; equal names never meet in a mixture.
-        prompts: keys of the text table by kind of wording (`text.wordings.WORDINGS`).
-    """
-
-    name: str
-    prompts: dict[str, list[str]]
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipEntry:
-    """What is known of a clip without reading its audio.
-
-    Attributes:
-        path: of the file it came from, relative to the root of the data set.
-        start_samples: where in that file it begins, at the prepared rate.
-        samples: its length.
-        sources: what is heard in it.
-        extra: licence, origin and other columns of the data set.
-        crc32: checksum of the PCM16 bytes.
-    """
-
-    path: str
-    start_samples: int
-    samples: int
-    sources: list[SourceEntry]
-    extra: dict[str, str]
-    crc32: int
-
-
-def prompt_key(prompt: str, encoder_id: str) -> str:
-    """Content hash of a prompt and its encoder, 32 hex digits."""
-    return hashlib.sha256(f"{encoder_id}\0{prompt}".encode()).hexdigest()[:32]
-
-
-def shard_name(kind: str, shard: int, shards: int) -> str:
-    """Name of a shard without its suffix; `kind` is `clips-<split>` or `text`."""
-    return f"{kind}-{shard:05d}-of-{shards:05d}"
-
-
-def write_clip_shard(
-    stem: Path, clips: Iterable[tuple[ClipEntry, np.ndarray]], rejected: list[dict[str, str]]
-) -> None:
-    """Writes a shard and its index; the index appears last and means that both are whole.
-
-    Args:
-        stem: path of the shard without suffix.
-        clips: entries (their `crc32` is filled in here) with int16 [T] samples.
-        rejected: `{"path", "why"}` of files that gave no clip; the caller may append to it while
-            `clips` is read.
-    """
-    records, index = stem.with_suffix(".arrayrecord"), stem.with_suffix(".index")
-    temporary = _temporary(records)
-    writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-    entries = []
-    for entry, pcm_T in clips:
-        audio = pcm_T.astype("<i2").tobytes()
-        entry = dataclasses.asdict(dataclasses.replace(entry, crc32=zlib.crc32(audio)))
-        entries.append(entry)
-        writer.write(msgpack.packb({**entry, "audio": audio}))
-    writer.close()
-    os.replace(temporary, records)
-    temporary = _temporary(index)
-    temporary.write_bytes(msgpack.packb({"clips": entries, "rejected": rejected}))
-    os.replace(temporary, index)
-
-
-def read_index(stem: Path) -> dict[str, list]:
-    """`{"clips": [maps of ClipEntry], "rejected": [...]}` of a finished shard.
-
-    Raises:
-        RecordError: if it is damaged.
-    """
-    file = stem.with_suffix(".index")
-    try:
-        return msgpack.unpackb(file.read_bytes())
-    except ValueError as error:
-        raise RecordError(f"{file}: damaged ({error}); prepare this folder again") from error
-
-
-def digest(indexes: Sequence[dict[str, list]]) -> str:
-    """Hash over the clips of indexes: their files, checksums of the samples, names and prompts."""
-    found = hashlib.sha256()
-    for index in indexes:
-        found.update(msgpack.packb(index["clips"]))
-    return found.hexdigest()
-
-
-def write_text_shard(stem: Path, rows: Sequence[tuple[str, str, np.ndarray]]) -> None:
-    """Writes (key, prompt, bfloat16 [L, C] states) rows, sorted by key."""
-    records = stem.with_suffix(".arrayrecord")
-    temporary = _temporary(records)
-    writer = ArrayRecordWriter(str(temporary), _WRITER_OPTIONS)
-    for key, prompt, states_LC in sorted(rows, key=lambda row: row[0]):
-        tokens = states_LC.astype(ml_dtypes.bfloat16).tobytes()
-        row = {"key": key, "prompt": prompt, "length": len(states_LC), "tokens": tokens}
-        writer.write(msgpack.packb({**row, "crc32": zlib.crc32(tokens)}))
-    writer.close()
-    os.replace(temporary, records)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes JSON under a temporary name, then renames."""
-    temporary = _temporary(path)
-    temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict:
-    """Content of a JSON file; an unreadable one is named."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise RecordError(f"{path}: not valid JSON: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class TextTable:
-    """Every distinct prompt, embedded, unpadded.
-
-    Attributes:
-        prompts: texts; a text id is an index into them.
-        tokens_MC: bfloat16 token states of all prompts, one after the other.
-        start_V: int32 [V + 1], where each prompt's states begin.
-        ids: text id by key.
-    """
-
-    prompts: list[str]
-    tokens_MC: np.ndarray
-    start_V: np.ndarray
-    ids: dict[str, int]
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        return int(np.diff(self.start_V).max())
-
-    def states(self, text_id: int) -> np.ndarray:
-        """Token states of one prompt, bfloat16 [L, C]."""
-        return self.tokens_MC[self.start_V[text_id] : self.start_V[text_id + 1]]
+_OPEN_SHARDS = 256  # open files of a process at most
+_LEFT_BEHIND = ("keys", "text", "_reader", "_index")  # when a worker process gets a data set
+_KEPT_INDEXES = 4  # shards whose entries stay decoded
 
 
 class PreparedDataset:
     """A folder written by `prepare`, one split of it, with random access.
 
+    Pickled, it is its folder's name and the table of clips: worker processes open the audio
+    themselves and get no token states.
+
     Attributes:
+        folder: where it is, a path or a URL.
         info: the content of `dataset.json`.
-        clips: entries in the order of the shards.
-        text: the table of prompts.
+        keys: of all prompts, sorted; a text id is an index into them.
+        table: names and prompts of all clips.
     """
 
-    def __init__(self, folder: str | os.PathLike, split: str):
+    def __init__(self, folder: str | os.PathLike, split: str, text: TextTable | None = None):
         """Opens a folder.
+
+        Args:
+            folder: a path, or a URL that fsspec reads.
+            split: `train`, `val`, ...
+            text: the table of the same folder, where another split has read it already.
 
         Raises:
             RecordError: if it is not complete, of another schema, or has no such split.
         """
-        self.folder, self.split = Path(folder), split
-        self.info = read_info(self.folder)
+        self._storage, self.split = Storage(folder), split
+        self.folder = self._storage.url
+        self.info = read_info(self._storage)
         if split not in self.info["splits"]:
             raise RecordError(
                 f"{self.folder}: no split {split!r}; it has {', '.join(self.info['splits'])}"
             )
         shards = self.info["splits"][split]["shards"]
-        stems = [self.folder / shard_name(f"clips-{split}", i, shards) for i in range(shards)]
-        maps = [entry for stem in stems for entry in read_index(stem)["clips"]]
-        self.clips = [_clip_entry(entry) for entry in maps]
-        self._records = _open_records([stem.with_suffix(".arrayrecord") for stem in stems])
-        if len(self._records) != len(self.clips):
-            raise RecordError(
-                f"{self.folder}: split {split} has {len(self._records)} records, but its indexes "
-                f"name {len(self.clips)} clips; prepare this folder again"
-            )
-        self.text = _read_text(self.folder, self.info["text"])
-        self._check_prompts()
+        self._stems = [shard_name(f"clips-{split}", i, shards) for i in range(shards)]
+        if text is not None:
+            self.text = text
+        self.keys = text.keys if text is not None else read_keys(self._storage, self._text_stems)
+        self.table = self._read_clips({key: i for i, key in enumerate(self.keys)})
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in _LEFT_BEHIND}
 
     @property
     def sample_rate_hz(self) -> int:
         """Rate of all clips."""
         return self.info["sample_rate_hz"]
 
+    @property
+    def clips(self) -> "Entries":
+        """Entries in the order of the shards, read from the indexes when they are asked for."""
+        return Entries(self)
+
+    @functools.cached_property
+    def text(self) -> TextTable:
+        """The table of prompts."""
+        return read_text(self._storage, self._text_stems, self.info["text"]["width"])
+
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self._crc32_I)
 
     def audio(self, index: int) -> np.ndarray:
         """PCM16 samples of a clip, int16 [T].
 
         Raises:
-            RecordError: if its checksum does not fit.
+            DamagedRecord: if its checksum does not fit.
+            RecordError: if its shard cannot be opened.
         """
+        shard, row = self._place(index)
         try:
-            record = msgpack.unpackb(self._records[index])
-            damaged = zlib.crc32(record["audio"]) != self.clips[index].crc32
-        except (RuntimeError, ValueError, KeyError):  # of ArrayRecord's checksum, of msgpack
-            damaged = True
+            record = msgpack.unpackb(self._reader(shard).read([row])[0])
+            damaged = zlib.crc32(record["audio"]) != self._crc32_I[index]
+        except (RuntimeError, ValueError, KeyError, IndexError) as error:
+            if isinstance(error, RecordError):
+                raise
+            damaged = True  # of ArrayRecord's checksum, of msgpack
         if damaged:
-            raise RecordError(
+            raise DamagedRecord(
                 f"{self.folder}: record {index} of split {self.split} ({self.clips[index].path}) "
                 "is damaged: its checksum does not fit; prepare this folder again"
             )
-        return np.frombuffer(record["audio"], "<i2")
+        return decode(record["audio"], self.info["audio"])
 
-    def _check_prompts(self) -> None:
-        """Every prompt that a clip points to is in the table."""
-        for clip in self.clips:
-            for source in clip.sources:
-                for kind, keys in source.prompts.items():
-                    if any(key not in self.text.ids for key in keys):
-                        raise RecordError(
-                            f"{self.folder}: the {kind} prompts of {clip.path} are not in the "
-                            "text table: it is of another run; prepare this folder again"
-                        )
+    def entry(self, index: int) -> ClipEntry:
+        """What is known of a clip."""
+        shard, row = self._place(index)
+        index_ = self._index(shard)
+        known = {f.name: index_["clips"][row][f.name] for f in dataclasses.fields(ClipEntry)}
+        sources = [index_["sources"][number] for number in known.pop("sources")]
+        return ClipEntry(**known, sources=[SourceEntry(s["name"], s["prompts"]) for s in sources])
+
+    @property
+    def _text_stems(self) -> list[str]:
+        shards = self.info["text"]["shards"]
+        return [shard_name("text", i, shards) for i in range(shards)]
+
+    @functools.cached_property
+    def _reader(self):
+        def reader(shard: int) -> ArrayRecordReader:
+            return open_reader(self._storage.local(f"{self._stems[shard]}.arrayrecord"))
+
+        return functools.lru_cache(_OPEN_SHARDS)(reader)
+
+    @functools.cached_property
+    def _index(self):
+        def index(shard: int) -> dict:
+            return read_msgpack(self._storage.local(f"{self._stems[shard]}.index"))
+
+        return functools.lru_cache(_KEPT_INDEXES)(index)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Shard and row of a clip."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        shard = int(np.searchsorted(self._first_clip, index, side="right")) - 1
+        return shard, int(index - self._first_clip[shard])
+
+    def _read_clips(self, ids: Mapping[str, int]) -> ClipTable:
+        """The table, out of all indexes; sets where shards begin, and the checksums."""
+        distinct: dict[bytes, int] = {}
+        clips, crc32, first = [], [], [0]
+        for stem in self._stems:
+            index = read_msgpack(self._storage.local(f"{stem}.index"))
+            if self._storage.is_ready(f"{stem}.arrayrecord"):
+                self._storage.local(f"{stem}.arrayrecord", index["bytes"])
+            packed = [msgpack.packb([s["name"], s["prompts"]]) for s in index["sources"]]
+            number = [distinct.setdefault(source, len(distinct)) for source in packed]
+            for clip in index["clips"]:
+                clips.append((clip["samples"], [number[i] for i in clip["sources"]]))
+                crc32.append(clip["crc32"])
+            first.append(len(clips))
+        expected = self.info["splits"][self.split]["clips"]
+        if len(clips) != expected:
+            raise RecordError(
+                f"{self.folder}: the indexes of split {self.split} name {len(clips)} clips, "
+                f"dataset.json {expected}; prepare this folder again"
+            )
+        self._first_clip = np.array(first[:-1] or [0])
+        self._crc32_I = np.array(crc32, np.uint32)
+        sources = []
+        for name, prompts in map(msgpack.unpackb, distinct):
+            try:
+                sources.append((name, {k: [ids[key] for key in p] for k, p in prompts.items()}))
+            except KeyError as error:
+                raise RecordError(
+                    f"{self.folder}: prompts of {name!r} are not in the text table: it is of "
+                    "another run; prepare this folder again"
+                ) from error
+        return make_table(clips, sources)
 
 
-def read_info(folder: Path) -> dict:
+class Entries(Sequence):
+    """`ClipEntry` of every clip of a data set, read when asked for."""
+
+    def __init__(self, dataset: PreparedDataset):
+        """Takes a data set with `entry`."""
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int | slice) -> ClipEntry | list[ClipEntry]:
+        if isinstance(index, slice):
+            return [self._dataset.entry(i) for i in range(len(self))[index]]
+        return self._dataset.entry(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[ClipEntry]:
+        return map(self._dataset.entry, range(len(self)))
+
+
+def read_info(folder: Storage | str | os.PathLike) -> dict:
     """Content of `dataset.json`, its schema checked.
 
     Raises:
         RecordError: if the folder is no complete prepared data set, or of another schema.
     """
-    file = folder / "dataset.json"
-    if not file.exists():
+    storage = folder if isinstance(folder, Storage) else Storage(folder)
+    if not storage.exists("dataset.json"):
         raise RecordError(
-            f"{folder}: no dataset.json: not a prepared data set, or `prepare` has not finished"
+            f"{storage}: no dataset.json: not a prepared data set, or `prepare` has not finished"
         )
-    info = read_json(file)
+    info = read_json(storage.local("dataset.json"))
     if info.get("schema") != SCHEMA_VERSION:
         raise RecordError(
-            f"{file}: schema {info.get('schema')!r}, this version reads {SCHEMA_VERSION}; "
-            "prepare the data again"
+            f"{storage}/dataset.json: schema {info.get('schema')!r}, this version reads "
+            f"{SCHEMA_VERSION}; prepare the data again"
         )
     return info
-
-
-def _open_records(files: Sequence[Path]) -> ArrayRecordDataSource:
-    """Random access over shards; a missing or broken one is named."""
-    try:
-        return ArrayRecordDataSource([str(file) for file in files])
-    except (RuntimeError, FileNotFoundError) as error:
-        if len(files) > 1:
-            for file in files:
-                _open_records([file])
-        why = "missing" if not files[0].exists() else f"damaged or cut short ({error})"
-        raise RecordError(f"{files[0]}: {why}; prepare this folder again") from error
-
-
-def _clip_entry(entry: dict) -> ClipEntry:
-    known = {field.name: entry[field.name] for field in dataclasses.fields(ClipEntry)}
-    sources = [SourceEntry(s["name"], s["prompts"]) for s in known.pop("sources")]
-    return ClipEntry(**known, sources=sources)
-
-
-def _read_text(folder: Path, info: dict) -> TextTable:
-    rows = []
-    for shard in range(info["shards"]):
-        file = folder / f"{shard_name('text', shard, info['shards'])}.arrayrecord"
-        source = _open_records([file])
-        try:
-            raw = source.__getitems__(range(len(source))) if len(source) else []
-            read = [msgpack.unpackb(row) for row in raw]
-            damaged = any(zlib.crc32(row["tokens"]) != row["crc32"] for row in read)
-        except (RuntimeError, ValueError, KeyError):
-            damaged = True
-        if damaged:
-            raise RecordError(f"{file}: damaged: a checksum does not fit; prepare again")
-        rows += read
-    rows.sort(key=lambda row: row["key"])
-    states = [np.frombuffer(row["tokens"], ml_dtypes.bfloat16) for row in rows]
-    start_V = np.cumsum([0] + [row["length"] for row in rows]).astype(np.int32)
-    tokens_MC = np.concatenate(states).reshape(-1, info["width"])
-    ids = {row["key"]: i for i, row in enumerate(rows)}
-    return TextTable([row["prompt"] for row in rows], tokens_MC, start_V, ids)
-
-
-def _temporary(path: Path) -> Path:
-    """A name in the same folder that no other process uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -64,8 +64,10 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
-def read_audio(path: str | os.PathLike) -> Audio:
-    """Reads a whole file at its own rate and channel count, without clipping.
+def read_audio(
+    path: str | os.PathLike, start_s: float = 0.0, seconds: float | None = None
+) -> Audio:
+    """Reads a file, or a part of it, at its own rate and channel count, without clipping.
 
     Whatever libsndfile does not know (AAC, video files: their first audio track) goes through the
     `ffmpeg` program, if it is on PATH; ffmpeg may open local files only. PCM up to 24 bits is
@@ -73,9 +75,12 @@ def read_audio(path: str | os.PathLike) -> Audio:
 
     Args:
         path: file with any suffix; the content decides.
+        start_s: where to begin.
+        seconds: how much to read; None is all of it. A stream that does not tell its length is
+            read from the beginning all the same.
 
     Returns:
-        The samples, float32 [C, T] with T >= 1, all finite.
+        The samples, float32 [C, T], all finite; T >= 1 unless it begins behind the file's end.
 
     Raises:
         AudioError: if the file is missing, a folder, empty, not permitted, not audio, damaged, has
@@ -85,11 +90,12 @@ def read_audio(path: str | os.PathLike) -> Audio:
     """
     _check_readable(path)
     try:
-        audio = _decode_libsndfile(path)
+        audio = _decode_libsndfile(path, start_s, seconds)
     except (soundfile.LibsndfileError, TypeError) as err:  # TypeError: a headerless .raw file
-        audio = _decode_ffmpeg(path, getattr(err, "error_string", "a file without a header"))
+        problem = getattr(err, "error_string", "a file without a header")
+        audio = _decode_ffmpeg(path, problem, start_s, seconds)
     samples_CT = audio.samples_CT
-    if not samples_CT.size:
+    if not samples_CT.size and not start_s:
         raise AudioError(path, "the file has a valid header but holds no samples")
     finite_CT = np.isfinite(samples_CT)
     if not finite_CT.all():
@@ -185,25 +191,40 @@ def _check_readable(path: str | os.PathLike) -> None:
         raise AudioError(path, f"cannot be opened: {err.strerror}") from None
 
 
-def _decode_libsndfile(path: str | os.PathLike) -> Audio:
+def _decode_libsndfile(path: str | os.PathLike, start_s: float, seconds: float | None) -> Audio:
     blocks = []
     with _Stream(os.fsencode(path)) as file:
-        while not blocks or len(blocks[-1]) == _BLOCK_FRAMES:
-            blocks.append(file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True))
-        rate_hz, subtype = file.samplerate, file.subtype
-    samples_CT = np.empty((blocks[0].shape[1], sum(map(len, blocks))), np.float32)
-    np.concatenate(blocks, out=samples_CT.T)
-    return Audio(samples_CT, rate_hz, subtype)
+        rate_hz, subtype, channels = file.samplerate, file.subtype, file.channels
+        first = round(start_s * rate_hz)
+        left = _UNKNOWN_FRAMES if seconds is None else round((start_s + seconds) * rate_hz) - first
+        if first and file.frames < _UNKNOWN_FRAMES:
+            left = max(0, min(left, file.frames - first))
+            if left:
+                soundfile.SoundFile.seek(file, first)
+            first = 0
+        left += first
+        while left and (not blocks or len(blocks[-1]) == _BLOCK_FRAMES):
+            size = min(left, _BLOCK_FRAMES)
+            blocks.append(file.read(size, dtype="float32", always_2d=True))
+            left -= size
+    samples_CT = np.empty((channels, sum(map(len, blocks))), np.float32)
+    if blocks:
+        np.concatenate(blocks, out=samples_CT.T)
+    return Audio(samples_CT[:, first:], rate_hz, subtype)
 
 
-def _decode_ffmpeg(path: str | os.PathLike, problem: str) -> Audio:
+def _decode_ffmpeg(
+    path: str | os.PathLike, problem: str, start_s: float, seconds: float | None
+) -> Audio:
     """Decodes the first audio track; `problem` is what libsndfile said."""
     ffmpeg = shutil.which("ffmpeg")
     if ffmpeg is None:
         why = f"libsndfile: {problem.rstrip('.')}; ffmpeg was not tried, it is not on PATH"
         raise AudioError(path, f"not an audio format that can be read here ({why})")
     # The whitelist keeps a playlist posing as audio from fetching anything over the network.
-    source = ["-protocol_whitelist", "file,pipe", "-i", f"file:{os.fspath(path)}"]
+    part = ["-ss", str(start_s)] if start_s else []
+    part += ["-t", str(seconds)] if seconds is not None else []
+    source = [*part, "-protocol_whitelist", "file,pipe", "-i", f"file:{os.fspath(path)}"]
     target = ["-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
     command = [ffmpeg, "-nostdin", "-v", "error", *source, *target]
     run = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
@@ -213,6 +234,8 @@ def _decode_ffmpeg(path: str | os.PathLike, problem: str) -> Audio:
         why = f"libsndfile: {problem.rstrip('.')}; ffmpeg: {said or f'exit {run.returncode}'}"
         raise AudioError(path, f"not a readable audio or video file ({why})")
     if len(run.stdout) < 24:
+        if start_s:
+            return Audio(np.empty((1, 0), np.float32), 1)
         raise AudioError(path, "its first audio track holds no samples")
     # AU header: magic, offset of the samples, size (unknown in a pipe), encoding, rate, channels.
     _, offset, _, _, rate_hz, channels = struct.unpack(">4s5I", run.stdout[:24])

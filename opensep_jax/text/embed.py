@@ -108,6 +108,11 @@ class TextEncoder:
                     states[i] = out_LC[: max(len(ids[i]), self.fixed_tokens)].copy()
         return states
 
+    def exceeds(self, prompts: Sequence[str]) -> list[bool]:
+        """Which of these prompts `encode` cuts."""
+        encoded = self._tokenizer.encode_batch(list(prompts))
+        return [len(tokens.ids) > self.max_tokens for tokens in encoded]
+
     def _run(self, rows: list[list[int]], bucket: int) -> np.ndarray:
         """States [BATCH, bucket, C] of up to BATCH sequences; the other rows are meaningless."""
         ids_BL = np.full((BATCH, bucket), self._pad_id, np.int32)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from opensep_jax.data.lists import list_mixtures
 from opensep_jax.data.mel_augment import MelAugment, random_holes, random_microphone, random_room
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
 from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.union import open_prepared
 from opensep_jax.sharding import batch_parts
 from opensep_jax.signal.mel import mel_power
 from opensep_jax.text.compose import clause, compose
@@ -260,7 +260,8 @@ def build_captioner_task(
         max_names=max_names,
         seed=seed,
     )
-    train, val = (PreparedDataset(Path(folder), split) for split in (train_split, val_split))
+    train = open_prepared(folder, train_split)
+    val = open_prepared(folder, val_split, train.text)
     listener = build_listener(
         size=size, sample_rate_hz=sample_rate_hz, n_fft_samples=n_fft_samples,
         hop_samples=hop_samples, low_hz=low_hz, high_hz=high_hz, clauses=clauses_of(train),

@@ -7,7 +7,6 @@ and the loop in `train.py` know none of them.
 import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from opensep_jax.data import mix
 from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
 from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.union import open_prepared
 from opensep_jax.separator import SeparatorNet, training_masks
 from opensep_jax.sharding import batch_parts, batch_sharding, place
 from opensep_jax.signal.stft import stft
@@ -248,7 +248,11 @@ def build_separator_task(
     val_split: str,
     crop_s: float,
     wordings: Mapping[str, float],
+    weights: Sequence[float],
     balance_labels: bool,
+    scenes: bool,
+    families_apart: bool,
+    damaged: str,
     max_names: int,
     text_tokens: int,
     seed: int,
@@ -269,9 +273,14 @@ def build_separator_task(
         balance_labels=balance_labels,
         max_names=max_names,
         seed=seed,
+        weights=tuple(weights),
+        scenes=scenes,
+        families_apart=families_apart,
+        damaged=damaged,
     )
-    train, val = (PreparedDataset(Path(folder), split) for split in (train_split, val_split))
-    cut = sum(len(train.text.states(i)) > text_tokens for i in range(len(train.text.prompts)))
+    train = open_prepared(folder, train_split)
+    val = open_prepared(folder, val_split, train.text)
+    cut = int(np.sum(np.diff(train.text.start_V) > text_tokens))
     if cut:
         logger.warning("%d prompts exceed data.text_tokens=%d and are cut", cut, text_tokens)
     MixtureExamples(train, rule, 1)  # enough names for a mixture? Validation is asked likewise:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from opensep_jax.data import lists
+from opensep_jax.data.clip_table import make_table
 from opensep_jax.data.records import PreparedDataset, RecordError
 from tests.tiny_dataset import FAMILIES
 
@@ -50,13 +51,9 @@ def test_the_same_list_whenever_it_is_made_and_however_long(dataset):
 
 
 def test_clips_of_several_sources_are_left_out():
-    def clip(*names):
-        return SimpleNamespace(sources=[SimpleNamespace(name=name) for name in names])
-
-    dataset = SimpleNamespace(
-        info={"families": {}}, clips=[clip("a", "b"), clip("a"), clip("b"), clip("c")],
-        folder="here", split="val",
-    )  # fmt: skip
+    clips = [(1, [0, 1]), (1, [0]), (1, [1]), (1, [2])]
+    table = make_table(clips, [(name, {}) for name in "abc"])
+    dataset = SimpleNamespace(info={"families": {}}, table=table, folder="here", split="val")
     mixtures = lists.list_mixtures(dataset, 50, 2, seed=0)
     assert {clip for mixture in mixtures for clip in mixture.clips} == {1, 2, 3}
     with pytest.raises(RecordError, match="split val has 3 families of sounds; mixtures of 4"):

@@ -7,8 +7,9 @@ import pytest
 from absl import flags
 
 from opensep_jax.data import pipeline
+from opensep_jax.data.clip_table import make_table
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule
-from opensep_jax.data.records import ClipEntry, PreparedDataset, RecordError, SourceEntry
+from opensep_jax.data.records import PreparedDataset, RecordError
 
 RULE = MixtureRule(
     samples=3000,
@@ -124,13 +125,30 @@ def test_processes_must_divide_the_batch(dataset):
 # Choice of clips
 
 
-def _names_of_slots(dataset: PreparedDataset, example: dict) -> list[str]:
-    """Names of the clips of an example, by the text table's label prompts."""
-    name_of = {}
-    for clip in dataset.clips:
-        for source in clip.sources:
-            for keys in source.prompts.values():
-                name_of |= {dataset.text.ids[key]: source.name for key in keys}
+class _Chosen:
+    """A data set in memory: clips by the names of their sources."""
+
+    def __init__(self, dataset: PreparedDataset, held: list):
+        self.folder, self.split, self.info = dataset.folder, dataset.split, dataset.info
+        names = sorted({name for own in held for name in own})
+        prompts = [{kind: [i] for kind in ("caption", "label", "paraphrase")} for i in range(99)]
+        sources = list(zip(names, prompts, strict=False))
+        clips = [(3000, [names.index(name) for name in own]) for own in held]
+        self.table = make_table(clips, sources)
+
+    def __len__(self):
+        return len(self.table.samples_I)
+
+    def audio(self, index):
+        return np.full(3000, index + 1, np.int16)
+
+
+def _names_of_slots(dataset: PreparedDataset | _Chosen, example: dict) -> list[str]:
+    """Names of the clips of an example, by the prompts of the table."""
+    table, name_of = dataset.table, {}
+    for source, name in enumerate(table.name_R):
+        for kind in table.kinds:
+            name_of |= dict.fromkeys(table.text_ids(source, kind).tolist(), table.names[name])
     return [name_of[i] for i in example["text_id"][:, 0].tolist() if i >= 0]
 
 
@@ -153,20 +171,13 @@ def test_classes_count_alike_unless_clips_are_drawn_uniformly(dataset):
     rare = dataset.clips[0].sources[0].name
     kept = [i for i, clip in enumerate(dataset.clips) if clip.sources[0].name != rare] + [0]
 
-    class Fewer:
-        folder, split, text = dataset.folder, dataset.split, dataset.text
-        clips = [dataset.clips[i] for i in kept]
-
-        def __len__(self):
-            return len(kept)
-
-        def audio(self, index):
-            return dataset.audio(kept[index])
+    fewer = _Chosen(dataset, [[dataset.clips[i].sources[0].name] for i in kept])
+    fewer.audio = lambda index: dataset.audio(kept[index])
 
     def share(balance_labels):
         rule = _rule(counts={1: 1.0}, balance_labels=balance_labels)
-        examples = MixtureExamples(Fewer(), rule, 600)
-        names = Counter(_names_of_slots(dataset, examples[i])[0] for i in range(600))
+        examples = MixtureExamples(fewer, rule, 600)
+        names = Counter(_names_of_slots(fewer, examples[i])[0] for i in range(600))
         assert len(names) == 8
         return names[rare] / 600
 
@@ -183,8 +194,8 @@ def test_fewer_names_than_clips_are_refused(dataset):
 
 
 def test_wordings_follow_their_probabilities_among_those_a_source_has(dataset):
-    clip = dataset.clips[0]
-    prompts = clip.sources[0].prompts
+    clip = 0
+    prompts = dataset.clips[0].sources[0].prompts
     kind_of = {dataset.text.ids[key]: kind for kind, keys in prompts.items() for key in keys}
     rng = np.random.default_rng(0)
     drawn = Counter(
@@ -203,31 +214,19 @@ def test_wordings_follow_their_probabilities_among_those_a_source_has(dataset):
 
 
 def test_each_named_source_of_a_clip_has_its_text(dataset):
-    sources = [clip.sources[0] for clip in dataset.clips[:20:8]]
-    assert len({source.name for source in sources}) == 3
-    clip = ClipEntry("x.wav", 0, 1, sources, {}, 0)
-    ids = pipeline.draw_text_ids(dataset, clip, {"label": 1.0}, np.random.default_rng(0))
-    assert [dataset.text.prompts[i] for i in ids] == [source.name for source in sources]
+    several = _Chosen(dataset, ["AC", "B"])
+    rng = np.random.default_rng(0)
+    ids = [pipeline.draw_text_ids(several, clip, {"label": 1.0}, rng) for clip in (0, 1)]
+    assert ids == [[0, 2], [1]]
 
 
 def test_clips_of_several_sources_share_no_name(dataset):
     """A clip named {A, B} is mixed with no clip that holds A or B; further names are dropped."""
-    sources = {name: SourceEntry(name, dataset.clips[0].sources[0].prompts) for name in "ABCD"}
-    held = ("AB", "BC", "C", "D", "ACD")
-
-    class Several:
-        folder, split, text = dataset.folder, dataset.split, dataset.text
-        clips = [ClipEntry(h, 0, 1, [sources[n] for n in h], {}, 0) for h in held]
-
-        def __len__(self):
-            return len(held)
-
-        def audio(self, index):
-            return np.full(3000, index + 1, np.int16)
-
-    examples = MixtureExamples(Several(), _rule(counts={2: 1.0}), 200)
+    held = ("AB", "BC", "C", "D", "ACD", "")  # the last one has no name: it is never drawn
+    several = _Chosen(dataset, held)
+    examples = MixtureExamples(several, _rule(counts={2: 1.0}, balance_labels=False), 400)
     met = set()
-    for i in range(200):
+    for i in range(400):
         first, second = (held[int(clip_T[0]) - 1] for clip_T in examples[i]["clips"])
         assert not set(first) & set(second)
         assert (examples[i]["text_id"] >= 0).sum(1).tolist() == [
@@ -236,7 +235,7 @@ def test_clips_of_several_sources_share_no_name(dataset):
         met.add(frozenset((first, second)))
     assert met == {frozenset(p) for p in (("AB", "C"), ("AB", "D"), ("BC", "D"), ("C", "D"))}
     with pytest.raises(RecordError, match="no 4 clips with distinct names"):
-        MixtureExamples(Several(), _rule(counts={4: 1.0}), 1)[0]
+        MixtureExamples(several, _rule(counts={4: 1.0}), 1)[0]
 
 
 # Crops

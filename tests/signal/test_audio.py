@@ -211,3 +211,25 @@ def test_names_that_are_not_utf8(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9.flac")
     write.write_audio(path, np.full((1, 100), 0.25, np.float32), 8000, "PCM_16")
     assert audio.read_audio(path).samples_CT.shape == (1, 100)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_parts_of_a_file_are_the_file(tmp_path, suffix):
+    file = tmp_path / f"a.{suffix}"
+    noise_TC = 0.1 * np.random.default_rng(0).standard_normal((23_456, 2))
+    soundfile.write(file, noise_TC, 8000)
+    whole_CT = audio.read_audio(file).samples_CT
+    parts = [audio.read_audio(file, start_s, 1.0).samples_CT for start_s in (0.0, 1.0, 2.0, 3.0)]
+    assert [part.shape[1] for part in parts] == [8000, 8000, 7456, 0]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), whole_CT)
+    assert audio.read_audio(file, 2.5).samples_CT.shape == (2, 3456)
+
+
+@needs_ffmpeg
+def test_parts_of_a_file_for_ffmpeg(tmp_path):
+    wave, file = tmp_path / "a.wav", tmp_path / "a.mka"
+    soundfile.write(wave, 0.1 * np.random.default_rng(0).standard_normal(20_000), 8000)
+    subprocess.run(["ffmpeg", "-v", "error", "-i", wave, "-c:a", "pcm_s16le", file], check=True)
+    parts = [audio.read_audio(file, start_s, 1.0).samples_CT for start_s in (0.0, 1.0, 2.0, 3.0)]
+    assert [part.shape[1] for part in parts] == [8000, 8000, 4000, 0]
+    np.testing.assert_array_equal(np.concatenate(parts[:3], 1), audio.read_audio(wave).samples_CT)

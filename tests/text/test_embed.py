@@ -136,3 +136,11 @@ def test_minilm_knows_what_sounds_alike():
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     similar, different = mean[0] @ mean[1], mean[0] @ mean[2]
     assert similar > 0.6 > 0.3 > different
+
+
+def test_what_will_be_cut_is_known_before(folder: Path):
+    short = load_text_encoder(str(folder), max_tokens=8)
+    told = short.exceeds(PROMPTS)
+    assert told == [True, False, False, True, False, False]
+    short.encode(PROMPTS)
+    assert short.truncated == sum(told)
