@@ -21,7 +21,8 @@ import numpy as np
 from opensep_jax import sharding
 from opensep_jax.cli import DoorError, run
 from opensep_jax.data.lists import list_mixtures
-from opensep_jax.data.records import PreparedDataset, RecordError, write_json
+from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.storage import write_json
 from opensep_jax.text.demo_captioner import load_captioner
 from opensep_jax.training.caption_scores import (
     caption_mixtures,

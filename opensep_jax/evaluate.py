@@ -26,7 +26,8 @@ from opensep_jax.api import Separator
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import DoorError, run
 from opensep_jax.data import lists
-from opensep_jax.data.records import PreparedDataset, RecordError, write_json
+from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.storage import write_json
 from opensep_jax.discovery import Discovery
 from opensep_jax.evaluation import discovered, tables
 from opensep_jax.evaluation.journal import Journal, claim

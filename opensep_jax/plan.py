@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from opensep_jax.checkpoint.weights import cache_folder
 from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, DoorError
-from opensep_jax.data.records import write_json
+from opensep_jax.data.storage import write_json
 from opensep_jax.forecast import changed, compiled, estimated, records
 from opensep_jax.planning import figures
 from opensep_jax.planning.chips import EXAMPLES, Topology, describe_topology

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from opensep_jax.data.pipeline import crop
-from opensep_jax.data.records import PreparedDataset, RecordError, prompt_key
+from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.shards import prompt_key
 
 PARTNERS = ("families", "names", "any")
 CROPS = ("sounding", "centre", "start")

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-from opensep_jax.data.records import (
+from opensep_jax.data.shards import (
+    AUDIO_CODECS,
     SCHEMA_VERSION,
-    ClipEntry,
     SourceEntry,
+    pack_index,
     prompt_key,
     shard_name,
-    write_clip_shard,
-    write_json,
-    write_text_shard,
+    write_audio,
 )
+from opensep_jax.data.storage import write_bytes, write_json
+from opensep_jax.data.text_table import write_text_shard
 
 _ENCODER = {"id": "stand-in", "name": "stand-in"}
 
@@ -42,25 +43,20 @@ def write_stand_in(
     key = prompt_key("", _ENCODER["id"])
     states_LC = np.zeros((text_tokens, text_width), np.float32)
     write_text_shard(folder / shard_name("text", 0, 1), [(key, "", states_LC)])
+    codec, silence_T = AUDIO_CODECS[0], np.zeros(sample_rate_hz, np.int16)
     for split in splits:
-        clips = (
-            (
-                ClipEntry(
-                    path=f"{name}.wav",
-                    start_samples=0,
-                    samples=sample_rate_hz,
-                    sources=[SourceEntry(str(name), {wording: [key] for wording in wordings})],
-                    extra={},
-                    crc32=0,
-                ),
-                np.zeros(sample_rate_hz, np.int16),
-            )
-            for name in range(names)
-        )
-        write_clip_shard(folder / shard_name(f"clips-{split}", 0, 1), clips, rejected=[])
+        stem = folder / shard_name(f"clips-{split}", 0, 1)
+        clips = [({"path": f"{name}.wav", "start_samples": 0}, silence_T) for name in range(names)]
+        rows = write_audio(stem.with_suffix(".arrayrecord"), clips, codec, sample_rate_hz)
+        entries = [
+            (row, [SourceEntry(str(name), {wording: [key] for wording in wordings})], [], {})
+            for name, row in enumerate(rows)
+        ]
+        write_bytes(stem.with_suffix(".index"), pack_index(stem, entries, rejected=[]))
     info = {
         "schema": SCHEMA_VERSION,
         "sample_rate_hz": sample_rate_hz,
+        "audio": codec,
         "families": {},
         "splits": {split: {"shards": 1, "clips": names} for split in splits},
         "text": {"shards": 1, "width": text_width},

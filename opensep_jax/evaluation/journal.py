@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from opensep_jax.data.records import read_json, write_json
+from opensep_jax.data.storage import read_json, write_json
 
 _IDENTITY = "evaluation.json"
 
