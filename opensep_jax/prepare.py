@@ -28,9 +28,9 @@ from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
 from opensep_jax.data import published
 from opensep_jax.data.datasets import Dataset, coverage
-from opensep_jax.data.shards import AUDIO_CODECS, SCHEMA_VERSION, digest, read_index, shard_name
+from opensep_jax.data.shards import AUDIO_CODECS, SCHEMA_VERSION, read_index, shard_name
 from opensep_jax.data.storage import RecordError, read_json, write_json
-from opensep_jax.data.summary import summarise
+from opensep_jax.data.summary import summarise, summarise_split
 from opensep_jax.data.text_table import read_msgpack
 from opensep_jax.data.wording import WORDS
 from opensep_jax.flags import add_language_flags, captioner_options, language_options
@@ -254,23 +254,15 @@ def _finish(work: Work, text_shards: int) -> None:
     """Writes `summary.json`, and last `dataset.json`."""
     out, plan = work.out, work.plan
     tasks = preparing.all_tasks(work.dataset, plan)
-    indexes = {
-        split: [read_index(out / stem) for stem, _ in tasks if stem.startswith(f"clips-{split}-")]
-        for split in plan["clip_shards"]
-    }
-    splits = {}
-    for split, own in indexes.items():
-        samples = sum(clip["samples"] for index in own for clip in index["clips"])
-        splits[split] = {
-            "shards": len(own),
-            "clips": sum(len(index["clips"]) for index in own),
-            "seconds": round(samples / plan["sample_rate_hz"], 3),
-            "rejected": sum(len(index["rejected"]) for index in own),
-            "sha256": digest(own),
-        }
+    names: collections.Counter[str] = collections.Counter()
+    splits, details = {}, {}
+    for split in plan["clip_shards"]:
+        own = (read_index(out / stem) for stem, _ in tasks if stem.startswith(f"clips-{split}-"))
+        counted = summarise_split(own, names, plan["sample_rate_hz"])
+        splits[split], details[split] = counted
     made = (read_msgpack(work.stage(stem, "cut")) for stem, _ in tasks)
     texts = [out / f"{shard_name('text', i, text_shards)}.index" for i in range(text_shards)]
-    summary = summarise(indexes, made, [read_msgpack(f) for f in texts], plan["sample_rate_hz"])
+    summary = summarise(details, names, made, [read_msgpack(file) for file in texts])
     info = {
         "schema": SCHEMA_VERSION,
         "version": __version__,
@@ -288,8 +280,8 @@ def _finish(work: Work, text_shards: int) -> None:
             write_json(file, content)
     for split, counts in splits.items():
         logger.info("%s: %s", split, ", ".join(f"{v} {k}" for k, v in counts.items()))
-    prompts, names = summary["prompts"], summary["names"]["distinct"]
-    logger.info("%d names, %s", names, ", ".join(f"{v} {k}" for k, v in prompts.items()))
+    prompts = ", ".join(f"{v} {k}" for k, v in summary["prompts"].items())
+    logger.info("%d names; prompts: %s", len(names), prompts)
 
 
 def cli() -> None:

@@ -15,19 +15,17 @@ import itertools
 import json
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgpack
 import numpy as np
-from tqdm import tqdm
 
 from opensep_jax.data import shards, wording
 from opensep_jax.data.cutting import CutCounts, cut_file
 from opensep_jax.data.datasets import Clip, Dataset
 from opensep_jax.data.ledger import Ledger
+from opensep_jax.data.progress import Progress
 from opensep_jax.data.storage import is_left_over, write_bytes
 from opensep_jax.data.text_table import open_reader, read_msgpack, read_states, write_text_shard
 from opensep_jax.signal.audio import AudioError
@@ -41,7 +39,6 @@ FILES_PER_SHARD = 512
 PROMPTS_PER_SHARD = 4096
 _HEARD_AT_ONCE = 16  # clips between two writes of captions
 _EMBEDDED_AT_ONCE = 256  # prompts between two reports
-_LINE_EVERY_S = 30.0  # where no terminal shows a bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +112,12 @@ def cut(work: Work) -> None:
 
 def caption(work: Work) -> None:
     """Has the captioner listen to every clip; clips of the same samples are heard once."""
-    tasks = work.tasks() if work.captioner else []
-    rows = [(stem, read_msgpack(work.stage(stem, "cut"))["clips"]) for stem, _ in tasks]
-    with Progress("caption", "clips", sum(len(clips) for _, clips in rows)) as progress:
-        for stem, clips in rows:
+    if work.captioner is None:
+        return
+    stems = [stem for stem, _ in work.tasks()]
+    with Progress("caption", "clips", sum(len(_rows(work, stem)) for stem in stems)) as progress:
+        for stem in stems:
+            clips = _rows(work, stem)
             said = Ledger(work.stage(stem, "captions"))
             missing = {_heard_key(work, clip): i for i, clip in enumerate(clips)}
             missing = {key: i for key, i in missing.items() if key not in said}
@@ -133,17 +132,12 @@ def parse(work: Work) -> None:
     """Has the parser find the sources of every caption, or describe every label."""
     if work.parser is None:
         return
-    asked = []
-    for stem, clips in work.tasks():
-        rows = read_msgpack(work.stage(stem, "cut"))["clips"]
-        said = Ledger(work.stage(stem, "captions")) if work.captioner else None
-        heard = [said[_heard_key(work, row)] for row in rows] if said else []
-        own = [clips[row["clip"]] for row in rows]
-        asked.append((stem, wording.questions(own, work.words, heard)))
-    with Progress("parse", "texts", sum(len(texts) for _, texts in asked)) as progress:
+    tasks = work.tasks()
+    total = sum(len(_questions(work, stem, clips)) for stem, clips in tasks)
+    with Progress("parse", "texts", total) as progress:
         known: dict[str, object] = {}
-        for stem, texts in asked:
-            answers = Ledger(work.stage(stem, "answers"))
+        for stem, clips in tasks:
+            texts, answers = _questions(work, stem, clips), Ledger(work.stage(stem, "answers"))
             progress.skip(sum(text in answers for text in texts))
             for done in wording.answer(work.parser, texts, work.words, answers, known):
                 progress.add(done)
@@ -225,45 +219,6 @@ def write_if_new(file: Path, content: bytes) -> None:
         write_bytes(file, content)
 
 
-class Progress:
-    """How far a stage is: a bar on a terminal, else a line now and then; and a line at its end."""
-
-    def __init__(self, name: str, unit: str, total: int):
-        """Takes the stage's name and what it counts."""
-        self._name, self._unit, self._done, self._began = name, unit, 0, time.monotonic()
-        self._bar = tqdm(total=total, desc=name, unit=f" {unit}", disable=None)
-        self._skipped, self._total, self._said = 0, total, self._began
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, kind: type | None, *rest: object) -> None:
-        self._bar.close()
-        if kind is None and self._total:
-            before = f", {self._skipped} were there" if self._skipped else ""
-            logger.info("%s: %s%s", self._name, self._rate(), before)
-
-    def skip(self, count: int) -> None:
-        """Counts what was done before."""
-        self._skipped += count
-        self._bar.update(count)
-
-    def add(self, count: int) -> None:
-        """Counts what is done now."""
-        self._done += count
-        self._bar.update(count)
-        now = time.monotonic()
-        if not sys.stderr.isatty() and now - self._said > _LINE_EVERY_S:
-            self._said = now
-            left = self._total - self._done - self._skipped
-            left_s = left * (now - self._began) / max(self._done, 1)
-            logger.info("%s: %s of %d, %.0f s left", self._name, self._rate(), self._total, left_s)
-
-    def _rate(self) -> str:
-        seconds = max(time.monotonic() - self._began, 1e-9)
-        return f"{self._done} {self._unit} in {seconds:.1f} s, {self._done / seconds:.1f}/s"
-
-
 def _files_seen(root: Path, clips: Sequence[Clip]) -> str:
     """Hash of names, sizes and times of the files of a shard."""
     seen = []
@@ -298,6 +253,19 @@ def _cut_clips(
                     yield known | ({"speed": speed} if speed != 1 else {}), pcm_T
         except AudioError as error:
             rejected.append({"path": clip.path, "why": str(error)})
+
+
+def _rows(work: Work, stem: str) -> list[dict]:
+    """What the stage `cut` knows of each clip of a shard."""
+    return read_msgpack(work.stage(stem, "cut"))["clips"]
+
+
+def _questions(work: Work, stem: str, clips: Sequence[Clip]) -> list[str]:
+    """What the parser is asked for a shard."""
+    rows = _rows(work, stem)
+    said = Ledger(work.stage(stem, "captions")) if work.captioner else None
+    heard = [said[_heard_key(work, row)] for row in rows] if said else []
+    return wording.questions([clips[row["clip"]] for row in rows], work.words, heard)
 
 
 def _heard_key(work: Work, row: dict) -> str:

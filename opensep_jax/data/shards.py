@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgpack
@@ -135,14 +135,6 @@ def read_index(stem: Path) -> dict[str, list]:
         RecordError: if it is damaged.
     """
     return read_msgpack(stem.with_suffix(".index"))
-
-
-def digest(indexes: Sequence[dict[str, list]]) -> str:
-    """Hash over the clips of indexes: their files, checksums of the samples, names and prompts."""
-    found = hashlib.sha256()
-    for index in indexes:
-        found.update(msgpack.packb([index["clips"], index["sources"]]))
-    return found.hexdigest()
 
 
 def decode(audio: bytes, codec: str) -> np.ndarray:

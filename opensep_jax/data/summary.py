@@ -1,39 +1,76 @@
 """What prepared data holds, in numbers."""
 
+import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
+import msgpack
 import numpy as np
 
 
-def summarise(
-    splits: Mapping[str, Sequence[dict]],
-    made: Iterable[dict],
-    texts: Sequence[dict],
-    sample_rate_hz: int,
-) -> dict:
-    """Counts over all shards.
+def summarise_split(
+    indexes: Iterable[dict], names: Counter[str], sample_rate_hz: int
+) -> tuple[dict, dict]:
+    """Counts over the clips of a split; one shard at a time is in memory.
 
     Args:
-        splits: indexes of the shards of clips, by split.
-        made: what the stage `cut` has noted of each shard.
-        texts: indexes of the shards of prompts.
+        indexes: of its shards, in order.
+        names: clips by name; is added to.
         sample_rate_hz: rate of the clips.
 
     Returns:
-        `splits` (clips, hours, duplicates, rejected by reason, clips by number of sources), `names`
-        (how many, and clips of the most frequent), `prompts` (tokens) and `files` (silent parts,
-        short rests, clipped and turned down files).
+        For `dataset.json`: `shards`, `clips`, `seconds`, `rejected` and `sha256`, a hash over the
+        clips' files, checksums, names and prompts. For `summary.json`: `clips`, `hours`,
+        `duplicates`, `clips_by_sources` and `rejected` by reason.
     """
-    names: Counter[str] = Counter()
-    found = {split: _split(indexes, names, sample_rate_hz) for split, indexes in splits.items()}
+    contents: set[bytes] = set()
+    sources: Counter[int] = Counter()
+    reasons: Counter[str] = Counter()
+    shards = clips = samples = 0
+    content = hashlib.sha256()
+    for index in indexes:
+        shards += 1
+        content.update(msgpack.packb([index["clips"], index["sources"]]))
+        reasons.update(map(_kind, index["rejected"]))
+        for clip in index["clips"]:
+            clips += 1
+            samples += clip["samples"]
+            contents.add(bytes.fromhex(clip["sha256"]))
+            sources[len(clip["sources"])] += 1
+            names.update(index["sources"][i]["name"] for i in clip["sources"])
+    rejected, seconds = sum(reasons.values()), samples / sample_rate_hz
+    info = {"shards": shards, "clips": clips, "seconds": round(seconds, 3), "rejected": rejected}
+    return info | {"sha256": content.hexdigest()}, {
+        "clips": clips,
+        "hours": round(seconds / 3600, 4),
+        "duplicates": clips - len(contents),
+        "clips_by_sources": {str(count): sources[count] for count in sorted(sources)},
+        "rejected": dict(reasons.most_common()),
+    }
+
+
+def summarise(
+    splits: dict[str, dict], names: Counter[str], made: Iterable[dict], texts: Sequence[dict]
+) -> dict:
+    """Counts over all of a data set, for `summary.json`.
+
+    Args:
+        splits: of `summarise_split`.
+        names: clips by name.
+        made: what the stage `cut` has noted of each shard.
+        texts: indexes of the shards of prompts.
+
+    Returns:
+        `splits`, `names` (how many, and clips of the most frequent), `prompts` (tokens, and how
+        many were cut) and `files` (silent parts, short rests, clipped and turned down files).
+    """
     lengths = np.array([length for text in texts for length in text["lengths"]] or [0])
     files: Counter[str] = Counter()
     for shard in made:
         files.update(shard["counts"])
     return {
-        "splits": found,
+        "splits": splits,
         "names": {"distinct": len(names), "most_frequent": dict(names.most_common(20))},
         "prompts": {
             "distinct": sum(len(text["keys"]) for text in texts),
@@ -43,28 +80,6 @@ def summarise(
             "truncated": sum(len(text["truncated"]) for text in texts),
         },
         "files": dict(files),
-    }
-
-
-def _split(indexes: Sequence[dict], names: Counter[str], sample_rate_hz: int) -> dict:
-    contents: Counter[str] = Counter()
-    sources: Counter[int] = Counter()
-    reasons: Counter[str] = Counter()
-    samples = 0
-    for index in indexes:
-        for clip in index["clips"]:
-            samples += clip["samples"]
-            contents[clip["sha256"]] += 1
-            sources[len(clip["sources"])] += 1
-            names.update(index["sources"][i]["name"] for i in clip["sources"])
-        for item in index["rejected"]:
-            reasons[_kind(item)] += 1
-    return {
-        "clips": sum(contents.values()),
-        "hours": round(samples / sample_rate_hz / 3600, 4),
-        "duplicates": sum(contents.values()) - len(contents),
-        "clips_by_sources": {str(count): sources[count] for count in sorted(sources)},
-        "rejected": dict(reasons.most_common()),
     }
 
 
