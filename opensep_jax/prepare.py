@@ -23,7 +23,8 @@ from opensep_jax import __version__
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
 from opensep_jax.data import datasets, records
 from opensep_jax.data.records import ClipEntry, RecordError, SourceEntry
-from opensep_jax.signal.audio import AudioError, read_audio, resample
+from opensep_jax.signal.audio import AudioError, read_audio
+from opensep_jax.signal.resampling import resample
 from opensep_jax.text.embed import TextEncoder, load_text_encoder
 from opensep_jax.text.wordings import wordings
 

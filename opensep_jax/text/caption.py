@@ -19,7 +19,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from opensep_jax.signal.audio import resample
+from opensep_jax.signal.resampling import resample
 
 POLICIES = ("multi", "start", "centre", "seeded")  # which windows of a long recording are heard
 _BACKENDS = {  # modules with `load(argument)`, by the name before the colon
