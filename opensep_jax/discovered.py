@@ -7,10 +7,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from opensep_jax.api import Separation, Separator, drop_faint
+from opensep_jax.api import Separation, Separator
 from opensep_jax.data.lists import ListedMixture, render, text_ids
 from opensep_jax.data.records import PreparedDataset
 from opensep_jax.discovery import Discovery
+from opensep_jax.separation import drop_faint
 from opensep_jax.signal.metrics import si_sdr
 from opensep_jax.text.match import match_names
 from opensep_jax.training.validation import mean_and_error

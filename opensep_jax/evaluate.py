@@ -122,7 +122,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _discover(args: argparse.Namespace, counts: list[int], dataset: PreparedDataset) -> int:
     """Scores every list without queries."""
-    separator = Separator.from_checkpoint(args.checkpoint)
+    separator = Separator.from_pretrained(args.checkpoint)
     captioner = load_captioner(**captioner_options(args))
     discovery = Discovery(captioner, load_parser(**language_options(args)), args.merge_similarity)
     protocol = discovered.Protocol(args.seconds, args.level_db, args.min_energy_share)

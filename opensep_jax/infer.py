@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace, encoding: Encoding, jobs: list[Job]) -> Stages:
     """Everything that the inputs need, once."""
-    separator = Separator.from_checkpoint(
+    separator = Separator.from_pretrained(
         args.checkpoint, text_encoder=args.text_encoder, masks=args.masks
     )
     options = Options(args.out, encoding, args.enrich, args.overwrite, args.min_energy_share)

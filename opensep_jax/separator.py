@@ -147,6 +147,20 @@ def masks_of(
     return MASK_RULES[mask_rule](mask_BPFN, real_BP)
 
 
+def magnitude_products(mask_BPFN: jax.Array, power_BFN: jax.Array) -> jax.Array:
+    """Inner products of the stems' magnitude spectrograms: how much they share time and frequency.
+
+    Args:
+        mask_BPFN: masks of the stems.
+        power_BFN: squared magnitude of the mixture.
+
+    Returns:
+        float32 [B, P, P]; the diagonal holds the stems' energies.
+    """
+    stems_BPX = (mask_BPFN * power_BFN[:, None]).reshape(*mask_BPFN.shape[:2], -1)
+    return jnp.einsum("bpx,bqx->bpq", stems_BPX, mask_BPFN.reshape(stems_BPX.shape))
+
+
 def synthesise(
     net: SeparatorNet, spectrum_BCFN: jax.Array, mask_BPFN: jax.Array, samples: int
 ) -> jax.Array:

@@ -36,19 +36,19 @@ KEYS = {
 
 @functools.cache
 def _loaded() -> Separator:
-    return Separator.from_checkpoint(shared_checkpoint())
+    return Separator.from_pretrained(shared_checkpoint())
 
 
 @pytest.fixture(autouse=True)
 def _load_once(monkeypatch: pytest.MonkeyPatch):
     """Loading and compiling the text encoder takes longer than all that is tested here."""
-    real = Separator.from_checkpoint
+    real = Separator.from_pretrained
 
     def load(name: str, **options: object) -> Separator:
         return _loaded() if name == str(shared_checkpoint()) else real(name, **options)
 
     _loaded()
-    monkeypatch.setattr(infer.Separator, "from_checkpoint", load)
+    monkeypatch.setattr(infer.Separator, "from_pretrained", load)
 
 
 def _infer(*argv: object, queries: list[str] = QUERIES) -> int:

@@ -20,6 +20,11 @@ RANK = {
     "discovery": 2,
     "separator": 2,
     "training": 3,
+    "engine": 3,
+    "stream": 3,
+    "confidence": 3,
+    "stemfiles": 3,
+    "separation": 3,
     "api": 4,
 }
 DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan"}
