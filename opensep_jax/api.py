@@ -14,7 +14,7 @@ import numpy as np
 
 from opensep_jax.checkpoint import shipped
 from opensep_jax.confidence import Evidence
-from opensep_jax.discovery import Discovery
+from opensep_jax.discovery import MIN_ENERGY_SHARE, Discovery
 from opensep_jax.engine import Engine, Processed, Text
 from opensep_jax.separation import SeparatedSource, Separation, drop_faint, judge
 from opensep_jax.separator import SeparatorNet, abstract_params, build_separator
@@ -27,8 +27,6 @@ from opensep_jax.text.parse import load_parser
 from opensep_jax.text.source import Source
 
 __all__ = ["SeparatedSource", "Separation", "Separator", "load_separator"]
-
-MIN_ENERGY_SHARE = 0.01  # sources that were found, not asked for, with less stay in the residual
 
 
 class Separator:

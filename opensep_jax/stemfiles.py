@@ -44,7 +44,7 @@ class Encoding:
             object.__setattr__(self, "subtype", kind.subtypes[0])
         if self.subtype not in kind.subtypes:
             raise ValueError(
-                f"format {self.format} cannot hold subtype {self.subtype}: {kind.subtypes}"
+                f"format {self.format} cannot hold subtype {self.subtype}: use {kind.subtypes}"
             )
         if self.clip not in CLIP_POLICIES:
             raise ValueError(f"clip={self.clip!r} is not known; known are {CLIP_POLICIES}")

@@ -62,7 +62,7 @@ class Task:
         open: gives the signal, in a context.
         text: what to find in it; None if nothing: then all of it is residual.
         sink: gives the sink for it.
-        seconds: time spent by stage, added to under `read`, `separate` and `write`.
+        seconds: time spent by stage, added to under `read` and `separate`.
         owner: whatever the caller wants back with the events.
     """
 
@@ -95,12 +95,12 @@ def separate_all(tasks: Iterable[Task], engine: Engine) -> Iterator[Event]:
     Raises:
         Exception: what `tasks` raises.
     """
-    packer = _Packer(engine)
+    packer, tracks = _Packer(engine), _Tracks()
     with contextlib.ExitStack() as closing:
-        writer = closing.enter_context(_Writer())
-        pieces = closing.enter_context(_ahead(_read(tasks, engine), _AHEAD + 2 * engine.batch))
-        for piece in pieces:
-            writer.tracks.add(piece.track)
+        closing.callback(tracks.abort)  # last, when no thread has to do with them any more
+        writer = closing.enter_context(_Writer(tracks))
+        read = _read(tasks, engine, tracks)
+        for piece in closing.enter_context(_ahead(read, _AHEAD + 2 * engine.batch)):
             if piece.window is None or piece.track.count == 0:
                 writer.submit([piece], lambda: [None])
             else:
@@ -126,10 +126,10 @@ class _Piece:
         return Row(self.window, self.track.task.text)
 
 
-def _read(tasks: Iterable[Task], engine: Engine) -> Iterator[_Piece]:
+def _read(tasks: Iterable[Task], engine: Engine, tracks: "_Tracks") -> Iterator[_Piece]:
     """The pieces of all tasks."""
     for task in tasks:
-        track = _Track(task, engine)
+        track = tracks.add(_Track(task, engine))
         try:
             with task.open() as signal:
                 track.begin(signal)
@@ -183,8 +183,7 @@ class _Track:
         written, error = 0, piece.error
         try:
             if error is None:
-                with self._spending("write"):
-                    written = self._write(piece, processed)
+                written = self._write(piece, processed)
         except Exception as problem:
             error = problem
         last = piece.window is not None and piece.window.total is not None
@@ -211,7 +210,8 @@ class _Track:
             stems_SCT = np.zeros((0, self._channels, ready), np.float32)
         else:
             self._sink.heard(processed)
-            stems_SCT = self._join(piece.window, processed.stems_SCT)
+            with self._spending("separate"):
+                stems_SCT = self._join(piece.window, processed.stems_SCT)
             ready = stems_SCT.shape[-1]
         if ready:
             self._sink.write(self._held_CT[:, :ready], stems_SCT)
@@ -245,6 +245,26 @@ class _Track:
         self.spend(stage, time.monotonic() - start)
 
 
+class _Tracks:
+    """The tracks that have not ended."""
+
+    def __init__(self):
+        self._open: dict[Task, _Track] = {}
+
+    def add(self, track: _Track) -> _Track:
+        self._open[track.task] = track
+        return track
+
+    def remove(self, task: Task) -> None:
+        del self._open[task]
+
+    def abort(self) -> None:
+        """Gives all of them up."""
+        for track in self._open.values():
+            if not track.ended:
+                track.abort()
+
+
 class _Packer:
     """Collects pieces of one shape until they fill a batch; not too many of other shapes."""
 
@@ -267,10 +287,10 @@ class _Packer:
 
 
 class _Writer:
-    """The writer thread, and the tracks that are not finished; a context manager."""
+    """The writer thread; a context manager."""
 
-    def __init__(self):
-        self.tracks: set[_Track] = set()
+    def __init__(self, tracks: _Tracks):
+        self._tracks = tracks
         self._pool = ThreadPoolExecutor(1, "writer")
         self._running: collections.deque[Future[list[Event]]] = collections.deque()
 
@@ -279,9 +299,6 @@ class _Writer:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        for track in self.tracks:
-            if not track.ended:
-                track.abort()
 
     def submit(self, pieces: list[_Piece], results: Callable[[], list]) -> None:
         """Has pieces written as soon as they are processed."""
@@ -292,7 +309,7 @@ class _Writer:
         while self._running and (len(self._running) > most or self._running[0].done()):
             for event in self._running.popleft().result():
                 if event.ended:
-                    self.tracks = {t for t in self.tracks if t.task is not event.task}
+                    self._tracks.remove(event.task)
                 yield event
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from opensep_jax import Separator, __version__, infer, stages
+from opensep_jax import Separator, __version__, infer
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import run
-from opensep_jax.results import slug
 from opensep_jax.signal.audio import AudioError
+from opensep_jax.stemfiles import StemFiles, slug
 from tests.tiny_checkpoint import shared_checkpoint
 
 QUERIES = ["A dog barks!", "cello"]
@@ -120,7 +120,8 @@ def test_layout_and_record_are_the_contract(done: Path, inputs: Path):
         assert record["residual"] == {"file": "residual.wav"}
         assert [source["file"] for source in record["sources"]] == [f"{s}.wav" for s in STEMS[:2]]
         for source, query in zip(record["sources"], QUERIES, strict=True):
-            assert source.keys() == {"name", "prompt", "properties", "file", "energy_share"}
+            keys = {"name", "prompt", "properties", "file", "energy_share"}
+            assert source.keys() == keys | {"overlap", "agreement", "confidence"}
             assert source["name"] == source["prompt"] == query and source["properties"] == {}
             assert 0 <= source["energy_share"] <= 1
         assert any("above 8000 Hz" in note for note in record["notes"]) == (rate_hz > 16_000)
@@ -203,7 +204,7 @@ def _bad_files(folder: Path) -> dict[str, str]:
     (folder / "locked").mkdir()
     return {
         "empty.wav": "empty",
-        "text.wav": "not an audio",
+        "text.wav": "libsndfile: ",
         "none.wav": "holds no samples",
         "broken.wav": "2 of 3 samples are NaN or infinite",
         "locked": "no audio file in this folder",
@@ -238,17 +239,19 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, inputs: Path, monkeypatch, ca
     def full(*_: object) -> int:
         raise AudioError("x.wav", "cannot be written: No space left") from OSError(28, "full")
 
-    monkeypatch.setattr(stages, "write_audio", full)
+    monkeypatch.setattr(StemFiles, "write", full)
     assert _infer(inputs, "--out", tmp_path) == 2
     assert "No space left" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".manifest.jsonl.part", "manifest.jsonl",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--checkpoint", "nothing"], "unknown checkpoint 'nothing'"),
-        (["--format", "flac", "--subtype", "FLOAT"], "flac cannot hold --subtype FLOAT"),
+        (["--format", "flac", "--subtype", "FLOAT"], "format flac cannot hold subtype FLOAT"),
         (["--num_shards", "2", "--shard", "2"], "--shard 2 is not within --num_shards 2"),
         (["--query", " "], "--query may not be empty"),
     ],
@@ -297,20 +300,21 @@ def test_an_unfinished_result_is_made_again(tmp_path: Path, inputs: Path):
         assert _files(tmp_path) == want
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, inputs: Path, done: Path, monkeypatch):
+def test_an_interrupted_run_goes_on(tmp_path: Path, inputs: Path, done: Path, monkeypatch):
     calls = []
 
-    def killed(*args: object) -> int:
+    def interrupted(*args: object) -> None:
         calls.append(args)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(*args)
+        real(*args)
 
-    real = stages.write_audio
-    monkeypatch.setattr(stages, "write_audio", killed)
+    real = StemFiles.write
+    monkeypatch.setattr(StemFiles, "write", interrupted)
     assert _infer(inputs, "--out", tmp_path) == 2
-    assert len(_manifest(tmp_path / "manifest.jsonl")) == 1
-    monkeypatch.setattr(stages, "write_audio", real)
+    assert 1 <= len(_manifest(tmp_path / "manifest.jsonl")) < 5
+    assert [path.name for path in tmp_path.glob(".*.part")] == [".manifest.jsonl.part"]
+    monkeypatch.setattr(StemFiles, "write", real)
     assert _infer(inputs, "--out", tmp_path) == 0
     assert _files(tmp_path) == _files(done)
     assert _sorted(tmp_path / "manifest.jsonl") == _sorted(done / "manifest.jsonl")

@@ -178,7 +178,7 @@ def test_captions_from_a_file(tmp_path: Path, monkeypatch):
     assert isinstance(captioner, WrittenCaptions)
 
     def told(*keys: str) -> list[str]:
-        return captioner.tell([captioner.hear(np.zeros(1), RATE_HZ, key) for key in keys])
+        return captioner.tell([captioner.hear_file(key) for key in keys])
 
     keys = (str(tmp_path / "a/x.wav"), str(tmp_path / "b/x.wav"), "near/y.wav", "z.wav")
     assert told(*keys) == ["a dog", "a cat", "rain", ""]
