@@ -1,5 +1,6 @@
 """`Separator`: any length, rate and channel count; nothing lost, nothing compiled twice."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -8,10 +9,16 @@ import pytest
 
 from opensep_jax import Separation, Separator
 from opensep_jax.checkpoint import shipped
+from opensep_jax.discovery import Discovery
 from opensep_jax.separator import separate
+from opensep_jax.signal.audio import read_audio
+from opensep_jax.text.caption import Captioner
+from opensep_jax.text.parse import Parser
+from tests.scripted_model import letter_bank
 from tests.tiny_checkpoint import SAMPLE_RATE_HZ, shapes_of, shared_checkpoint
 from tests.tiny_text_encoder import write_tiny_bert
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 QUERIES = ["a dog barks", "cello"]
 
 
@@ -199,3 +206,45 @@ def test_normalised_masks_leave_no_residual(noise_T: np.ndarray):
     assert np.abs(separation.residual).max() < 1e-5 * np.abs(noise_T).max()
     with pytest.raises(ValueError, match="masks='all' is not known; known are limit, normalise"):
         Separator.from_pretrained(shared_checkpoint(), masks="all")
+
+
+def test_what_is_saved_sums_to_the_input(separator: Separator, tmp_path: Path):
+    input_CT = _noise(2, 9000)
+    separation = separator.separate(input_CT, 22_050, QUERIES)
+    paths = separation.save(tmp_path / "new" / "folder", "wav", "PCM_16")
+    assert [path.name for path in paths] == ["01_a-dog-barks.wav", "02_cello.wav", "residual.wav"]
+    total_CT = sum(read_audio(path).samples_CT.astype(np.float64) for path in paths)
+    np.testing.assert_allclose(total_CT, input_CT, atol=0.51 * 2**-15)
+    record = json.loads((tmp_path / "new/folder/separation.json").read_text())
+    assert [source["file"] for source in record["sources"]] == [p.name for p in paths[:2]]
+    assert record["seconds"] == 9000 / 22_050 and record["clipping"]["samples"] == 0
+    with pytest.raises(ValueError, match="format='aiff' is not known"):
+        separation.save(tmp_path, "aiff")
+
+
+def test_a_picture_has_a_row_for_each_part(separator: Separator):
+    figure = separator.separate(_noise(1, 9000), SAMPLE_RATE_HZ, QUERIES).plot()
+    titles = [axis.get_title(loc="left").partition(":")[0] for axis in figure.axes]
+    assert titles == ["mixture", "1 a dog barks", "2 cello", "residual"]
+    assert figure.axes[0].images[0].get_array().shape[0] == 513  # bins of 32 ms on each side
+
+
+def test_sources_that_nobody_named(noise_T: np.ndarray):
+    """The captions come from a function; faint stems of heard sources stay in the residual."""
+
+    class Ear:
+        id, sample_rate_hz, window_s, padding = "ear", 8000, 1.0, "zeros"
+
+        def caption_windows(self, waves_BT: np.ndarray) -> list[str]:
+            return ["a dog barks and rain falls"] * len(waves_BT)
+
+    discovery = Discovery(Captioner(Ear()), Parser(None, letter_bank(), {}))
+    separator = Separator.from_pretrained(shared_checkpoint(), discovery=discovery)
+    heard = separator.separate(noise_T, SAMPLE_RATE_HZ)
+    assert heard.caption == "a dog barks and rain falls"
+    assert set(heard.names) <= {"dog barking", "rain falling"}
+    np.testing.assert_allclose(heard.mixture[0], noise_T, atol=1e-6)
+    told = separator.separate(noise_T, SAMPLE_RATE_HZ, caption="a cello plays")
+    assert told.names == ["cello"] and told.caption == "a cello plays"
+    silence = separator.separate(np.zeros(500, np.float32), SAMPLE_RATE_HZ)
+    assert silence.names == [] and silence.notes == ("nothing was heard in it",)

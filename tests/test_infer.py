@@ -18,6 +18,7 @@ from opensep_jax.signal.audio import AudioError
 from opensep_jax.stemfiles import StemFiles, slug
 from tests.tiny_checkpoint import shared_checkpoint
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 QUERIES = ["A dog barks!", "cello"]
 STEMS = ["01_a-dog-barks", "02_cello", "residual"]
 # Relative result folder: channels, samples, sample rate; "silent" has no sound.
