@@ -11,8 +11,6 @@ alone, so neither company nor order changes its stems.
 import collections
 import contextlib
 import dataclasses
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from opensep_jax.ahead import ahead
 from opensep_jax.engine import Engine, Processed, Row, Text
 from opensep_jax.signal.resampling import Resampler
 from opensep_jax.signal.streaming import Cutter, OverlapAdd, Window
@@ -100,7 +99,7 @@ def separate_all(tasks: Iterable[Task], engine: Engine) -> Iterator[Event]:
         closing.callback(tracks.abort)  # last, when no thread has to do with them any more
         writer = closing.enter_context(_Writer(tracks))
         read = _read(tasks, engine, tracks)
-        for piece in closing.enter_context(_ahead(read, _AHEAD + 2 * engine.batch)):
+        for piece in closing.enter_context(ahead(read, _AHEAD + 2 * engine.batch)):
             if piece.window is None or piece.track.count == 0:
                 writer.submit([piece], lambda: [None])
             else:
@@ -329,45 +328,3 @@ def _deliver(pieces: list[_Piece], results: Callable[[], list]) -> list[Event]:
                 piece.track.spend("separate", share)
             events.append(piece.track.take(piece, made))
     return events
-
-
-@contextlib.contextmanager
-def _ahead(items: Iterator, most: int) -> Iterator[Iterator]:
-    """Items that another thread makes, up to `most` before they are asked for."""
-    made: queue.Queue = queue.Queue(most)
-    stop, end = threading.Event(), object()
-
-    def put(item: object, error: BaseException | None = None) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                made.put((item, error), timeout=0.1)
-                return
-
-    def make() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stop.is_set():
-                    break
-            put(end)
-        except BaseException as error:
-            put(end, error)
-        finally:
-            items.close()
-
-    def take() -> Iterator:
-        while True:
-            item, error = made.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            yield item
-
-    thread = threading.Thread(target=make, name="reader", daemon=True)
-    thread.start()
-    try:
-        yield take()
-    finally:
-        stop.set()
-        thread.join()

@@ -20,6 +20,7 @@ RANK = {
     "discovery": 2,
     "separator": 2,
     "training": 3,
+    "ahead": 0,
     "engine": 3,
     "stream": 3,
     "confidence": 3,
