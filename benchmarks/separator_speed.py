@@ -169,6 +169,8 @@ def main() -> int:
             for run, clock in sides.values():
                 with clock.running():
                     run(path, out)
+            spent = ", ".join(f"{name} {clock.cpu_s:.0f} s" for name, (_, clock) in sides.items())
+            print(f"{path.name}: CPU so far: {spent}", file=sys.stderr)
     for name, (_, clock) in sides.items():
         print(
             f"{name}: {clock.cpu_s:.0f} s of CPU, {clock.wall_s:.0f} s of wall for {seconds:.0f} s "

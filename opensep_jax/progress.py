@@ -36,7 +36,7 @@ class Progress:
             tqdm(total=inputs, desc="inputs", unit="file", disable=None, position=0)
         )
         self._sound = self._closing.enter_context(
-            tqdm(total=1, disable=None, position=1, leave=False, bar_format=_SOUND)
+            tqdm(total=1, desc="sound", disable=None, position=1, leave=False, bar_format=_SOUND)
         )
         self._current: Work | None = None
         self._say("start", inputs=inputs, version=__version__)

@@ -22,8 +22,9 @@ def test_overlap_is_the_cosine_of_magnitudes():
 @pytest.mark.parametrize(
     "share, overlap, agreement, want",
     [
-        (0.02, 0.0, None, 0.5**0.5),
-        (0.02, 0.5, 0.5, 0.5),
+        (0.05, 0.0, None, 0.5),
+        (0.05, 0.5, 0.5, 0.25),
+        (0.45, 0.75, None, 0.45),
         (0.0, 0.0, 1.0, 0.0),
         (0.5, 1.0, None, 0.0),
         (0.5, 0.0, -0.2, 0.0),

@@ -72,8 +72,8 @@ def test_what_is_kept(tmp_path: Path, sound: Path):
     shares = {source["name"]: source["energy_share"] for source in record["sources"]}
     sure = {source["name"]: source["confidence"] for source in record["sources"]}
     for source in record["sources"]:
-        signs = source["energy_share"] / (source["energy_share"] + 0.02), 1 - source["overlap"]
-        assert source["confidence"] == pytest.approx(np.sqrt(np.prod(signs)))
+        share, overlap = source["energy_share"], source["overlap"]
+        assert source["confidence"] == pytest.approx(share / (share + 0.05) * np.sqrt(1 - overlap))
         assert 0 < source["overlap"] < 1 and source["agreement"] is None
     loudest, middle = sorted(shares, key=shares.get)[:0:-1]
     surest = max(sure, key=sure.get)
