@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from opensep_jax.text.match import means
 from opensep_jax.text.parse import check_caption
 from opensep_jax.work import Options, Work
 
-_TOGETHER = 16  # inputs whose words are found and embedded at a time
+# Inputs whose words are found and embedded at a time; few at first, as the others wait for them.
+_TOGETHER = (4, 8, 16)
 
 
 class DoneBefore(Exception):
@@ -43,8 +45,8 @@ class Stages:
         What is wrong with an input, or that it is done, is raised when its task is opened. `begin`
         is told the input and its output folder before that is made.
         """
-        for first in range(0, len(jobs), _TOGETHER):
-            works = [Work(job) for job in jobs[first : first + _TOGETHER]]
+        sizes, left = itertools.chain(_TOGETHER, itertools.repeat(_TOGETHER[-1])), iter(jobs)
+        while works := [Work(job) for job in itertools.islice(left, next(sizes))]:
             for work in works:
                 self._attempt(self._begin, work)
             for work in works:

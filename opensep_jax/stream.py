@@ -104,10 +104,10 @@ def separate_all(tasks: Iterable[Task], engine: Engine) -> Iterator[Event]:
                 writer.submit([piece], lambda: [None])
             else:
                 for batch in packer.add(piece):
-                    writer.submit(batch, engine.start([p.row for p in batch]))
+                    writer.submit(batch, _start(engine, batch))
             yield from writer.events(_AHEAD)
         for batch in packer.rest():
-            writer.submit(batch, engine.start([p.row for p in batch]))
+            writer.submit(batch, _start(engine, batch))
         yield from writer.events(0)
 
 
@@ -135,6 +135,19 @@ def _read(tasks: Iterable[Task], engine: Engine, tracks: "_Tracks") -> Iterator[
                 yield from track.pieces(signal)
         except Exception as error:  # whatever is wrong with one must not stop the others
             yield _Piece(track, error=error)
+
+
+def _start(engine: Engine, batch: list[_Piece]) -> Callable[[], list[Processed]]:
+    """What waits for the results of a batch; it raises what the device could not begin with."""
+    try:
+        return engine.start([piece.row for piece in batch])
+    except Exception as error:
+        problem = error
+
+    def failed() -> list[Processed]:
+        raise problem
+
+    return failed
 
 
 class _Track:

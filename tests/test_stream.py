@@ -164,6 +164,22 @@ def test_an_error_in_writing_ends_the_signal(monkeypatch):
     assert str(event.error) == "full" and kept.state == "aborted"
 
 
+def test_an_error_of_the_device_ends_its_signals_alone(monkeypatch):
+    engine, calls, real = _engine(1), [], _engine(1).start
+
+    def start(rows: list[Row]):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        return real(rows)
+
+    monkeypatch.setattr(engine, "start", start)
+    waves = [(Wave(_noise(1, 20_000, seed)), QUERIES[0]) for seed in range(2)]
+    kept, events = _run(engine, *waves)
+    assert [part.state for part in kept] == ["aborted", "finished"]
+    assert [str(event.error) for event in events if event.ended] == ["no room", "None"]
+
+
 def test_what_is_not_finished_is_given_up():
     engine = _engine(1)
     (first, one), (second, two) = (
