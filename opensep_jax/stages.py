@@ -146,7 +146,8 @@ class Stages:
             return [None] * len(work.sources)
         names = [source.name for source in work.sources]
         rate_hz = self.separator.engine.net.sample_rate_hz
-        return self.discovery.agreements(names, stems_ST, rate_hz)
+        with work.timed("caption"):
+            return self.discovery.agreements(names, stems_ST, rate_hz)
 
     def _identity(self, job: Job) -> dict:
         """What a result depends on; options that change nothing are left out."""

@@ -130,7 +130,9 @@ def _read(tasks: Iterable[Task], engine: Engine, tracks: "_Tracks") -> Iterator[
     for task in tasks:
         track = tracks.add(_Track(task, engine))
         try:
-            with task.open() as signal:
+            with contextlib.ExitStack() as closing:
+                with track.spending("read"):
+                    signal = closing.enter_context(task.open())
                 track.begin(signal)
                 yield from track.pieces(signal)
         except Exception as error:  # whatever is wrong with one must not stop the others
@@ -222,7 +224,7 @@ class _Track:
             stems_SCT = np.zeros((0, self._channels, ready), np.float32)
         else:
             self._sink.heard(processed)
-            with self._spending("separate"):
+            with self.spending("separate"):
                 stems_SCT = self._join(piece.window, processed.stems_SCT)
             ready = stems_SCT.shape[-1]
         if ready:
@@ -244,14 +246,15 @@ class _Track:
     def _timed(self, items: Iterator) -> Iterator:
         """Adds the time in which items are made to `read`."""
         while True:
-            with self._spending("read"):
+            with self.spending("read"):
                 item = next(items, None)
             if item is None:
                 return
             yield item
 
     @contextlib.contextmanager
-    def _spending(self, stage: str) -> Iterator[None]:
+    def spending(self, stage: str) -> Iterator[None]:
+        """Adds the time within to a stage."""
         start = time.monotonic()
         yield
         self.spend(stage, time.monotonic() - start)
