@@ -66,7 +66,7 @@ def run(separator: Separator, discovery: Discovery, batch: Sequence, clock: Cloc
         found = discovery.read(captions)
     with clock.stage("text encoder"):
         for part in found:
-            separator.encoder.encode([source.prompt for source in part.sources])
+            separator.engine.encoder.encode([source.prompt for source in part.sources])
     with clock.stage("separator"):  # embeds the prompts once more
         for (samples_CT, rate_hz), part in zip(batch, found, strict=True):
             separator.separate(samples_CT, rate_hz, part.sources)
@@ -78,19 +78,20 @@ def main() -> int:
     cold, warm = Clock(), Clock()
     with tempfile.TemporaryDirectory() as cache:  # no caption was parsed before
         with cold.stage("load"):
-            separator = Separator.from_checkpoint("demo")
+            separator = Separator.from_pretrained("demo")
             language = load_parser(cache=Path(cache), batch=8)
             discovery = Discovery(load_captioner("demo"), language)
         endless = clips(args.inputs, args.seconds)
         run(separator, discovery, list(itertools.islice(endless, args.files)), cold)
-        traced = dict(separator.traces)
+        traced = dict(separator.engine.traces)
         run(separator, discovery, list(itertools.islice(endless, args.files)), warm)
     for name, clock in (("cold", cold), ("warm", warm)):
         total = clock.total()
         print(f"{name}: {args.files} files of {args.seconds:g} s in {total:.2f} s")
         for stage in STAGES:
             print(f"  {stage:15} {clock[stage]:7.2f} s  {100 * clock[stage] / total:5.1f} %")
-    print(f"traces of the separator: {traced} after the first batch, {separator.traces} after both")
+    after = separator.engine.traces
+    print(f"traces of the separator: {traced} after the first batch, {after} after both")
     return 0
 
 

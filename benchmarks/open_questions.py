@@ -248,7 +248,7 @@ def _by_prompts(
     dataset, lists = _lists(args)
     mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1, devices=jax.local_devices())
     system = load_system(args.checkpoint, mesh)
-    encoder = Separator.from_checkpoint(args.checkpoint).encoder
+    encoder = Separator.from_pretrained(args.checkpoint).engine.encoder
     values: dict[str, dict] = {name: {} for name in contestants}
     for count, mixtures in lists.items():
         texts = {  # prompts of a mixture by contestant, embedded

@@ -6,15 +6,18 @@ separator.separate(samples_CT, 44100, found.sources)
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
 from opensep_jax.text.caption import Captioner, WrittenCaptions
 from opensep_jax.text.parse import Parser
+from opensep_jax.text.segments import segments
 from opensep_jax.text.source import Source
 
 MERGE_SIMILARITY = 0.9  # "man talking" is "man speaking", a bass clarinet is no clarinet
+MIN_ENERGY_SHARE = 0.01  # of all energy: sources that were found with less stay in the residual
 
 Heard = list[np.ndarray] | str  # windows for the captioner, or a caption that is known
 
@@ -54,9 +57,13 @@ class Discovery:
         self.captioner, self.parser = captioner, parser
         self.merge_similarity = merge_similarity
 
-    def hear(self, samples_CT: np.ndarray, sample_rate_hz: int, key: str = "") -> Heard:
+    def hear(self, samples_CT: np.ndarray, sample_rate_hz: int) -> Heard:
         """What `tell` needs of a recording, a small part of it; see `Captioner.hear`."""
-        return self.captioner.hear(samples_CT, sample_rate_hz, key)
+        return self.captioner.hear(samples_CT, sample_rate_hz)
+
+    def hear_file(self, path: str | os.PathLike) -> Heard:
+        """The same of a file of any length; see `Captioner.hear_file`."""
+        return self.captioner.hear_file(path)
 
     def tell(self, heard: Sequence[Heard]) -> list[str]:
         """The captions of recordings, of which some may be known."""
@@ -79,6 +86,32 @@ class Discovery:
     def find(self, heard: Sequence[Heard]) -> list[Found]:
         """What is in recordings: `tell` and `read`."""
         return self.read(self.tell(heard))
+
+    def agreements(
+        self, names: Sequence[str], stems_ST: Sequence[np.ndarray], sample_rate_hz: int
+    ) -> list[float | None]:
+        """How far stems sound like their names, to the captioner.
+
+        Args:
+            names: what each stem should be.
+            stems_ST: float32, a part of each.
+            sample_rate_hz: of the stems.
+
+        Returns:
+            For each the cosine, in the parser's bank, of its name and the nearest name that the
+            captioner's text of it has, at least 0: 0 too where it hears nothing. None if the
+            captioner cannot listen.
+        """
+        if not isinstance(self.captioner, Captioner):
+            return [None] * len(names)
+        captions = self.captioner.caption(stems_ST, sample_rate_hz)
+        found = []
+        for name, caption in zip(names, captions, strict=True):
+            heard = [segment.name for segment in segments(caption)] if caption else []
+            vectors_NC = self.parser.bank.vectors([name, *heard])
+            cosines = vectors_NC[1:] @ vectors_NC[0]
+            found.append(max(0.0, float(cosines.max(initial=0.0))))
+        return found
 
     def _merge(self, caption: str, sources: Sequence[Source]) -> Found:
         """Leaves out a source whose name means the same as an earlier one's."""

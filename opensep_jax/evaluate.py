@@ -196,7 +196,7 @@ def _lists(
 def _listener(args: argparse.Namespace) -> tuple[Separator, Discovery]:
     if len(args.checkpoint) > 1:
         raise DoorError(f"the query {DISCOVERED} takes one --checkpoint")
-    separator = Separator.from_checkpoint(args.checkpoint[0])
+    separator = Separator.from_pretrained(args.checkpoint[0])
     captioner = load_captioner(**captioner_options(args))
     reader = load_parser(**language_options(args))
     return separator, Discovery(captioner, reader, args.merge_similarity)

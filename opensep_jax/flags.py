@@ -4,9 +4,64 @@ import argparse
 from pathlib import Path
 
 from opensep_jax.cli import DoorError
-from opensep_jax.discovery import MERGE_SIMILARITY
+from opensep_jax.discovery import MERGE_SIMILARITY, MIN_ENERGY_SHARE
+from opensep_jax.signal.write import WRITE_FORMATS
+from opensep_jax.stemfiles import CLIP_POLICIES
 from opensep_jax.text.caption import POLICIES
 from opensep_jax.text.prompts import SHOTS, STYLES
+
+
+def add_choice_flags(flags: argparse.ArgumentParser) -> None:
+    """Flags of what is separated and kept; see `inputs.Request`."""
+    group = flags.add_argument_group("what is wanted of every input; a list may say it of each")
+    several = {"action": "append", "default": [], "metavar": "TEXT"}
+    group.add_argument("--query", **several, help="a source; repeatable")
+    group.add_argument(
+        "--caption", metavar="TEXT", help="what is heard: its sources are found and separated"
+    )
+    group.add_argument(
+        "--not",
+        **several,
+        help="a source; without.<format> is the input without it; alone, nothing else is looked "
+        "for; repeatable",
+    )
+    group.add_argument(
+        "--only",
+        **several,
+        help="of the sources keep what means this, leave the others in the residual; repeatable",
+    )
+    group.add_argument("--max_sources", type=int, metavar="N", help="keep the N loudest")
+    group.add_argument(
+        "--min_confidence",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="sources of less confidence, 0 to 1, stay in the residual, default 0",
+    )
+    group.add_argument(
+        "--residual",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="write what is left (default), or not",
+    )
+    group.add_argument(
+        "--enrich", action="store_true", help="add acoustic properties to queries before use"
+    )
+
+
+def add_writing_flags(flags: argparse.ArgumentParser) -> None:
+    """Flags of the files that are written; see `stemfiles.Encoding`."""
+    group = flags.add_argument_group("files")
+    formats = [suffix[1:] for suffix in WRITE_FORMATS]
+    group.add_argument("--format", default="wav", choices=formats, help="default wav")
+    subtypes = ["FLOAT", "PCM_16", "PCM_24"]
+    group.add_argument("--subtype", choices=subtypes, help="default: FLOAT in wav, PCM_16 in flac")
+    group.add_argument(
+        "--clip",
+        default=CLIP_POLICIES[0],
+        choices=CLIP_POLICIES,
+        help="beyond full scale, but in float WAV: cut off (default), or everything turned down",
+    )
 
 
 def add_language_flags(flags: argparse.ArgumentParser) -> None:
@@ -56,8 +111,9 @@ def add_captioner_flags(flags: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min_energy_share",
         type=float,
-        default=0.01,
-        help="sources with less of the energy stay in the residual, default 0.01",
+        default=MIN_ENERGY_SHARE,
+        help=f"found sources with less of the energy stay in the residual, default "
+        f"{MIN_ENERGY_SHARE}",
     )
 
 

@@ -6,48 +6,51 @@
 
 Without a query or a caption it listens: a captioner describes what it hears, a language model finds
 the sources in the description. INPUT is a file, a folder (searched for sound), a glob, or a .jsonl
-list of
-{"input", "queries"?, "caption"?}, whose relative paths start in the working directory or else in
-the list's folder. Every input gets a folder in --out; what is done is skipped, so a killed run goes
-on where it stopped. A folder that holds the result of another sound or of other options is an
+list of {"input", "queries"?, "caption"?, "not"?, "only"?, "max_sources"?, "min_confidence"?}, whose
+relative paths start in the working directory or else in the list's folder, and whose values replace
+those of the flags. Every input gets a folder in --out; what is done is skipped, so a killed run
+goes on where it stopped. A folder that holds the result of another sound or of other options is an
 error, unless --overwrite replaces it.
 """
 
 import argparse
+import contextlib
 import errno
-import functools
 import logging
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from opensep_jax import results
+from opensep_jax import __version__, results
 from opensep_jax.api import Separator
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
 from opensep_jax.discovery import Discovery
+from opensep_jax.dry_run import dry_run
 from opensep_jax.flags import (
     add_captioner_flags,
+    add_choice_flags,
     add_language_flags,
+    add_writing_flags,
     captioner_options,
     language_options,
 )
-from opensep_jax.inputs import Job, Texts, plan_jobs
-from opensep_jax.results import CLIP_POLICIES, Encoding, Manifest
+from opensep_jax.inputs import Job, Request, plan_jobs
+from opensep_jax.progress import Progress
+from opensep_jax.results import Manifest
 from opensep_jax.separator import MASK_RULES
 from opensep_jax.signal.audio import AudioError
-from opensep_jax.signal.write import WRITE_FORMATS
-from opensep_jax.stages import Options, Stages, Work
+from opensep_jax.stages import DoneBefore, Stages
+from opensep_jax.stemfiles import Encoding
+from opensep_jax.stream import Event, separate_all
 from opensep_jax.text.caption import load_captioner
 from opensep_jax.text.parse import load_parser
+from opensep_jax.work import Options
 
 logger = logging.getLogger("opensep_jax")
 
-_TOGETHER = 16  # inputs that are captioned and parsed at a time
 _CAPTIONS = 8  # captions that the language model reads at a time
 # The system refuses further writing: no other input would fare better.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -63,15 +66,6 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("input", nargs="*", metavar="INPUT", help="file, folder, glob, .jsonl list")
     flags.add_argument("--out", type=Path, metavar="DIR", help="folder of the results")
     flags.add_argument(
-        "--query", action="append", default=[], metavar="TEXT", help="a source; repeatable"
-    )
-    flags.add_argument(
-        "--caption", metavar="TEXT", help="what is heard: its sources are found and separated"
-    )
-    flags.add_argument(
-        "--enrich", action="store_true", help="add acoustic properties to queries before use"
-    )
-    flags.add_argument(
         "--checkpoint", default="demo", help="demo (default), exported folder or training workdir"
     )
     flags.add_argument(
@@ -84,24 +78,23 @@ def parser() -> argparse.ArgumentParser:
         help="limit (default): what no query claims stays in the residual; normalise: the queries "
         "name every source, nothing is left over",
     )
-    formats = [suffix[1:] for suffix in WRITE_FORMATS]
-    flags.add_argument("--format", default="wav", choices=formats, help="default wav")
-    subtypes = ["FLOAT", "PCM_16", "PCM_24"]
-    flags.add_argument("--subtype", choices=subtypes, help="default: FLOAT in wav, PCM_16 in flac")
-    flags.add_argument(
-        "--clip",
-        default="clamp",
-        choices=CLIP_POLICIES,
-        help="beyond full scale, but in float WAV: cut off (default), or everything turned down",
-    )
     flags.add_argument("--num_shards", type=int, default=1, help="processes that share the inputs")
     flags.add_argument("--shard", type=int, default=0, help="number of this process, from 0")
     flags.add_argument("--report", action="store_true", help="write DIR/index.html to listen to")
     flags.add_argument("--overwrite", action="store_true", help="separate again what is done")
+    flags.add_argument(
+        "--dry_run", action="store_true", help="only say what would be done, how long and how large"
+    )
+    flags.add_argument(
+        "--log_json", action="store_true", help="a JSON line for each input on standard output"
+    )
+    add_choice_flags(flags)
+    add_writing_flags(flags)
     add_captioner_flags(flags)
     add_language_flags(flags)
     flags.add_argument("--merge", type=Path, metavar="DIR", help="only join the shards' manifests")
     flags.add_argument("--debug", action="store_true", help="tracebacks with errors")
+    flags.add_argument("--version", action="version", version=f"opensep_jax {__version__}")
     return flags
 
 
@@ -109,19 +102,19 @@ def main(args: argparse.Namespace) -> int:
     """Separates this process's share of the inputs."""
     if args.merge:
         return EXIT_SOME_FAILED if results.merge(args.merge) else EXIT_DONE
-    encoding = _check_flags(args)
-    jobs = plan_jobs(args.input, Texts(tuple(args.query), args.caption), args.out)
-    _check_writable(args.out)
+    encoding, request = _check_flags(args)
+    jobs = plan_jobs(args.input, request, args.out)
     mine = jobs[args.shard :: args.num_shards]
-    stages = _load(args, encoding, [job for job in mine if not job.problem])
+    options = Options(
+        args.out, encoding, args.enrich, args.overwrite, args.min_energy_share, args.residual
+    )
+    if args.dry_run:
+        return EXIT_SOME_FAILED if dry_run(mine, _separator(args), options) else EXIT_DONE
+    _check_writable(args.out)
+    stages = _load(args, options, [job for job in mine if not job.problem])
     manifest = Manifest(args.out, args.shard, args.num_shards)
     try:
-        with (
-            logging_redirect_tqdm(),
-            tqdm(total=len(mine), desc="inputs", unit="file", disable=None) as bar,
-        ):
-            for start in range(0, len(mine), _TOGETHER):
-                _separate(mine[start : start + _TOGETHER], stages, manifest, args, bar)
+        _separate(mine, stages, manifest, args)
     finally:
         manifest.close()
     if args.report:
@@ -133,16 +126,19 @@ def main(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if counts.get("error") else EXIT_DONE
 
 
-def _load(args: argparse.Namespace, encoding: Encoding, jobs: list[Job]) -> Stages:
-    """Everything that the inputs need, once."""
-    separator = Separator.from_checkpoint(
+def _separator(args: argparse.Namespace) -> Separator:
+    return Separator.from_pretrained(
         args.checkpoint, text_encoder=args.text_encoder, masks=args.masks
     )
-    options = Options(args.out, encoding, args.enrich, args.overwrite, args.min_energy_share)
-    worded = [job for job in jobs if args.enrich or not job.texts.queries]
+
+
+def _load(args: argparse.Namespace, options: Options, jobs: list[Job]) -> Stages:
+    """Everything that the inputs need, once."""
+    separator = _separator(args)
+    worded = [job for job in jobs if args.enrich or job.request.worded]
     if not worded:
         return Stages(separator, None, options)
-    listens = any(job.listens for job in jobs)
+    listens = any(job.request.listens for job in jobs)
     captioner = load_captioner(**captioner_options(args)) if listens else None
     # A batch costs the same however few captions are in it.
     words = load_parser(**language_options(args), batch=1 if len(worded) == 1 else _CAPTIONS)
@@ -150,53 +146,36 @@ def _load(args: argparse.Namespace, encoding: Encoding, jobs: list[Job]) -> Stag
 
 
 def _separate(
-    jobs: list[Job], stages: Stages, manifest: Manifest, args: argparse.Namespace, bar: tqdm
+    jobs: list[Job], stages: Stages, manifest: Manifest, args: argparse.Namespace
 ) -> None:
-    """Separates some inputs, of which those that need words are captioned and parsed together."""
+    """Separates inputs, an error in one of which does not stop the others."""
+    engine, lines = stages.separator.engine, sys.stdout if args.log_json else None
+    with (
+        logging_redirect_tqdm(),
+        Progress(len(jobs), manifest, lines) as progress,
+        contextlib.closing(separate_all(stages.tasks(jobs, manifest.begin), engine)) as events,
+    ):
+        for event in events:
+            if event.samples:
+                progress.wrote(event.task.owner, event.samples)
+            if event.ended:
+                _note(event, progress, args)
+        progress.end(engine.work.waste)
 
-    def attempt(job: Job, stage: Callable[[], object]) -> object:
-        """Result of a stage of one input; None, and a line in the manifest, if it fails."""
-        try:
-            return stage()
-        except Exception as error:  # whatever is wrong with one input must not stop the others
-            if _stops_all(error):
-                raise DoorError(f"{args.out}: {error}") from error
-            message = _message(error, str(job.path))
-            logger.error("%s", message, exc_info=args.debug)
-            manifest.add(str(job.path), job.relative, "error", message)
-            bar.update()
-            return None
 
-    def begin(job: Job) -> Work | str:
-        if job.problem:
-            raise AudioError(job.path, job.problem)
-        return stages.begin(job) or "skipped"
-
-    def heard(work: Work) -> bool:
-        stages.listen(work)
-        return True
-
-    def done(work: Work) -> bool:
-        stages.separate(work)
-        return True
-
-    works = []
-    for job in jobs:
-        work = attempt(job, functools.partial(begin, job))
-        if work == "skipped":
-            manifest.add(str(job.path), job.relative, "skipped")
-            bar.update()
-        elif work:
-            works.append(work)
-    bar.set_postfix_str("caption")
-    works = [work for work in works if attempt(work.job, functools.partial(heard, work))]
-    bar.set_postfix_str("parse")
-    stages.describe(works)
-    bar.set_postfix_str("separate")
-    for work in works:
-        if attempt(work.job, functools.partial(done, work)):
-            manifest.add(str(work.job.path), work.job.relative, "ok")
-            bar.update()
+def _note(event: Event, progress: Progress, args: argparse.Namespace) -> None:
+    """Says how an input has ended."""
+    work, error = event.task.owner, event.error
+    if error is None:
+        progress.ended(work, "ok")
+    elif isinstance(error, DoneBefore):
+        progress.ended(work, "skipped")
+    elif _stops_all(error):
+        raise DoorError(f"{args.out}: {error}") from error
+    else:
+        message = _message(error, str(work.job.path))
+        logger.error("%s", message, exc_info=error if args.debug else None)
+        progress.ended(work, "error", message)
 
 
 def _message(error: Exception, given: str) -> str:
@@ -205,20 +184,22 @@ def _message(error: Exception, given: str) -> str:
     return message if given in message else f"{given}: {message}"
 
 
-def _check_flags(args: argparse.Namespace) -> Encoding:
-    """Refuses what cannot be meant; returns how to write."""
+def _check_flags(args: argparse.Namespace) -> tuple[Encoding, Request]:
+    """Refuses what cannot be meant; returns how to write, and what is wanted of inputs."""
     if not args.input or not args.out:
         raise DoorError("need at least one INPUT and --out DIR (or --merge DIR); see --help")
     if not 0 <= args.shard < args.num_shards:
         raise DoorError(f"--shard {args.shard} is not within --num_shards {args.num_shards}")
-    if any(not query.strip() for query in args.query):
-        raise DoorError("--query may not be empty")
+    for name in ("query", "not", "only"):
+        if any(not text.strip() for text in getattr(args, name)):
+            raise DoorError(f"--{name} may not be empty")
     if args.caption is not None and not args.caption.strip():
         raise DoorError("--caption may not be empty")
-    allowed = WRITE_FORMATS[f".{args.format}"].subtypes
-    if args.subtype and args.subtype not in allowed:
-        raise DoorError(f"--format {args.format} cannot hold --subtype {args.subtype}: {allowed}")
-    return Encoding(args.format, args.subtype or allowed[0], args.clip)
+    request = Request(
+        tuple(args.query), args.caption, tuple(getattr(args, "not")), tuple(args.only),
+        args.max_sources, args.min_confidence,
+    )  # fmt: skip
+    return Encoding(args.format, args.subtype, args.clip), request
 
 
 def _check_writable(out: Path) -> None:

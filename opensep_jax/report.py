@@ -73,7 +73,11 @@ def _section(folder: Path, out: Path) -> str:
     for source in record["sources"]:
         share = f"{100 * source['energy_share']:.0f} % of the energy"
         rows.append((source["name"], _remark(source, share), folder / source["file"]))
-    rows.append(("residual", "all that is left", folder / record["residual"]["file"]))
+    others = (
+        ("residual", "all that is left"),
+        ("without", "the mixture without what was not wanted"),
+    )
+    rows += [(key, text, folder / record[key]["file"]) for key, text in others if record.get(key)]
     details = "{seconds:.1f} s, {sample_rate_hz} Hz, {channels} channel(s)".format(**record)
     notes = "".join(
         f"<p><small>{html.escape(note)}</small></p>" for note in record.get("notes", ())

@@ -7,106 +7,24 @@ A folder is done when it has a `separation.json`: that appears last, with the ot
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-import unicodedata
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from opensep_jax.api import Separation
 from opensep_jax.cli import DoorError
-from opensep_jax.signal.write import quantize
+from opensep_jax.separation import RECORD
 
 logger = logging.getLogger("opensep_jax")
 
-CLIP_POLICIES = ("clamp", "rescale")
-_RECORD = "separation.json"
-_SLUG_CHARACTERS = 40
 _SHARD = re.compile(r"manifest-(\d+)-of-(\d+)\.jsonl")
-_STEPS = {"PCM_16": 2.0**-15, "PCM_24": 2.0**-23}  # of the integer grids
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-    """How samples are written.
-
-    Attributes:
-        format: suffix without the dot.
-        subtype: sample format, a name of libsndfile's.
-        clip: what happens to integer samples beyond full scale, of `CLIP_POLICIES`: cut each off,
-            or turn the input down beforehand, so that stems and residual fit.
-    """
-
-    format: str
-    subtype: str
-    clip: str
-
-
-def slug(text: str) -> str:
-    """Part of a file name: lower-case ASCII letters and digits joined by "-", at most 40."""
-    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    joined = re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")
-    return joined[:_SLUG_CHARACTERS].rstrip("-") or "source"
-
-
-def stem_names(separation: Separation, encoding: Encoding) -> list[str]:
-    """File names of the stems, then of the residual."""
-    names = [f"{i:02d}_{slug(s.name)}" for i, s in enumerate(separation.sources, 1)]
-    return [f"{name}.{encoding.format}" for name in (*names, "residual")]
-
-
-def encoded(
-    input_CT: np.ndarray, separation: Separation, encoding: Encoding, clipping: dict
-) -> Iterator[np.ndarray]:
-    """Samples as the files will hold them, one stem at a time, then the residual.
-
-    On an integer grid the residual is the rounded input minus the rounded stems, so that what is
-    read back sums to the input, but for samples that `clipping` counts. Lossy formats have no grid,
-    but clip all the same.
-
-    Args:
-        input_CT: float32 [C, T].
-        separation: of that input.
-        encoding: of the files.
-        clipping: filled with `gain`, by which everything was turned down, and `samples`, how many
-            were cut off; complete when the iterator ends.
-
-    Yields:
-        float [C, T].
-    """
-    clipping.update(policy=encoding.clip, gain=1.0, samples=0)
-    if encoding.subtype == "FLOAT":
-        yield from (*separation.stems, separation.residual)
-        return
-    step = _STEPS.get(encoding.subtype, 0.0)  # lossy formats have no grid
-    if encoding.clip == "rescale":
-        parts = (input_CT, separation.residual, *separation.stems)
-        peak = max(float(np.abs(part).max()) for part in parts)
-        limit = 1 - (len(separation.stems) + 2) * step  # rounding may add up in the residual
-        clipping["gain"] = min(1.0, limit / max(peak, step, 1e-30))
-    if not step:
-        for part_CT in (*separation.stems, separation.residual):
-            part_CT = part_CT * clipping["gain"]
-            clipping["samples"] += int((np.abs(part_CT) > 1).sum())
-            yield np.clip(part_CT, -1, 1)
-        return
-    gain = clipping["gain"]
-    rest_CT, clipping["samples"] = quantize(input_CT * np.float64(gain), encoding.subtype)
-    for stem_CT in separation.stems:
-        grid_CT, clipped = quantize(stem_CT * np.float64(gain), encoding.subtype)
-        clipping["samples"] += clipped
-        rest_CT -= grid_CT
-        yield grid_CT
-    grid_CT, clipped = quantize(rest_CT, encoding.subtype)
-    clipping["samples"] += clipped
-    yield grid_CT
+_EXTRA = ("residual", "without")  # files that are no stems
+_BEGUN = "begun"  # status in the journal alone
 
 
 @contextlib.contextmanager
@@ -127,24 +45,19 @@ def staged(out: Path, relative: str) -> Iterator[Path]:
             os.rename(scratch, target)
             return
         earlier = read_record(target)
-        (target / _RECORD).unlink(missing_ok=True)
+        (target / RECORD).unlink(missing_ok=True)
         for name in file_names(earlier or {}):
             (target / name).unlink(missing_ok=True)
-        for file in sorted(scratch.iterdir(), key=lambda file: (file.name == _RECORD, file.name)):
+        for file in sorted(scratch.iterdir(), key=lambda file: (file.name == RECORD, file.name)):
             os.replace(file, target / file.name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def write_record(folder: Path, record: dict) -> None:
-    """Writes `separation.json` into a staged folder."""
-    (folder / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
-
-
 def read_record(folder: Path) -> dict | None:
     """Content of a finished folder's `separation.json`; None where something is missing."""
     try:
-        record = json.loads((folder / _RECORD).read_text())
+        record = json.loads((folder / RECORD).read_text())
         whole = all((folder / name).is_file() for name in file_names(record))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
@@ -154,7 +67,7 @@ def read_record(folder: Path) -> dict | None:
 def file_names(record: dict) -> list[str]:
     """Audio files that a `separation.json` names, without any path."""
     files = [source["file"] for source in record.get("sources", [])]
-    files += [record["residual"]["file"]] if "residual" in record else []
+    files += [record[key]["file"] for key in _EXTRA if record.get(key)]
     return [Path(file).name for file in files]
 
 
@@ -162,7 +75,9 @@ class Manifest:
     """The manifest of one run: each input is on disk as soon as it is finished.
 
     Lines go to a hidden journal, which a killed run leaves for the next one. `close` writes the
-    manifest in one step: the lines of this run, and earlier ones of inputs that it had not.
+    manifest in one step: the lines of this run, and earlier ones of inputs that it had not. An
+    input that a killed run had begun, and whose result is there, was `ok`, even if the run was
+    killed before it could say so.
 
     Attributes:
         path: of the finished manifest.
@@ -174,12 +89,19 @@ class Manifest:
         name = "manifest.jsonl" if num_shards == 1 else f"manifest-{shard}-of-{num_shards}.jsonl"
         self.path, self._journal = out / name, out / f".{name}.part"
         self.counts: dict[str, int] = {}
-        self._earlier = _read_lines(self.path) + _read_lines(self._journal)
+        journal = _read_lines(self._journal)
+        self._earlier = _read_lines(self.path) + [x for x in journal if x["status"] != _BEGUN]
         others = [_read_lines(file) for file in sorted(out.glob("manifest*.jsonl"))]
-        lines = [line for part in (*others, self._earlier) for line in part]
-        self._ok = {line["output"] for line in lines if line["status"] == "ok"}
+        lines = [line for part in (*others, self._earlier, journal) for line in part]
+        self._ok = {line["output"] for line in lines if line["status"] in ("ok", _BEGUN)}
         self._lines: list[dict] = []
-        self._stream = self._journal.open("a")
+        self._begun: dict[str, dict] = {}
+        self._stream, self._lock = self._journal.open("a"), threading.Lock()
+
+    def begin(self, given: str, output: str) -> None:
+        """Notes that an input's result is being made; any thread may."""
+        self._begun[output] = {"input": given, "output": output, "status": _BEGUN}
+        self._write(self._begun[output])
 
     def add(self, given: str, output: str | None, status: str, error: str | None = None) -> None:
         """Notes an input: `ok`, `skipped` (done before; an earlier `ok` stays) or `error`."""
@@ -188,17 +110,25 @@ class Manifest:
         line = {"input": given, "output": output, "status": status}
         if error is not None:
             line["error"] = error
+        self._begun.pop(output, None)
         self.counts[status] = self.counts.get(status, 0) + 1
         self._lines.append(line)
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
+        self._write(line)
 
     def close(self) -> None:
-        """Writes the manifest under its name."""
+        """Writes the manifest under its name; the journal of an interrupted run stays."""
         self._stream.close()
         _write_lines(self.path, _joined(self._earlier, self._lines))
-        self._journal.unlink(missing_ok=True)
+        if self._begun:
+            _write_lines(self._journal, list(self._begun.values()))
+        else:
+            self._journal.unlink(missing_ok=True)
+
+    def _write(self, line: dict) -> None:
+        with self._lock:
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
 
 
 def merge(out: Path) -> int:

@@ -21,8 +21,8 @@ class SeparatorNet:
         stft: analysis and synthesis settings.
         sample_rate_hz: rate of the waveforms that it was trained on.
         level: from the power of mixtures to what the network sees.
-        training_rms: of the mixtures that it learns from, which matters to a network that hears
-            how loud they are.
+        training_rms: of the mixtures that it learns from.
+        hears_loudness: whether the gain of a mixture changes its masks.
     """
 
     model: UNet | PaperUNet
@@ -30,6 +30,7 @@ class SeparatorNet:
     sample_rate_hz: int
     level: Callable[[jax.Array], jax.Array]
     training_rms: float
+    hears_loudness: bool
 
 
 def build_separator(
@@ -46,9 +47,9 @@ def build_separator(
     spec = Stft(n_fft_samples, hop_samples)
     if size in PAPER_SIZES:
         paper = PaperUNet(**PAPER_SIZES[size], remat=remat, dtype=dtype)
-        return SeparatorNet(paper, spec, sample_rate_hz, log_magnitude, training_rms=0.1)
+        return SeparatorNet(paper, spec, sample_rate_hz, log_magnitude, 0.1, hears_loudness=True)
     model = UNet(**SIZES[size], remat=remat, dtype=dtype)
-    return SeparatorNet(model, spec, sample_rate_hz, network_level, training_rms=1.0)
+    return SeparatorNet(model, spec, sample_rate_hz, network_level, 1.0, hears_loudness=False)
 
 
 def network_level(power_BFN: jax.Array) -> jax.Array:
@@ -186,6 +187,20 @@ def masks_of(
     if mask_rule == "none":
         return mask_BPFN * real_BP[..., None, None]
     return MASK_RULES[mask_rule](mask_BPFN, real_BP)
+
+
+def magnitude_products(mask_BPFN: jax.Array, power_BFN: jax.Array) -> jax.Array:
+    """Inner products of the stems' magnitude spectrograms: how much they share time and frequency.
+
+    Args:
+        mask_BPFN: masks of the stems.
+        power_BFN: squared magnitude of the mixture.
+
+    Returns:
+        float32 [B, P, P]; the diagonal holds the stems' energies.
+    """
+    stems_BPX = (mask_BPFN * power_BFN[:, None]).reshape(*mask_BPFN.shape[:2], -1)
+    return jnp.einsum("bpx,bqx->bpq", stems_BPX, mask_BPFN.reshape(stems_BPX.shape))
 
 
 def synthesise(

@@ -1,173 +1,175 @@
-"""What `infer` does with its inputs, stage by stage; inputs that need words share two of them."""
+"""What `infer` does with its inputs; those that need words share the work of finding them."""
 
 import dataclasses
 import hashlib
-import logging
+import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from opensep_jax import __version__, results
-from opensep_jax.api import SeparatedSource, Separation, Separator, drop_faint, nothing_found
-from opensep_jax.discovery import Discovery, Found, Heard
+from opensep_jax import results
+from opensep_jax.api import Separator, checked_queries
+from opensep_jax.discovery import Discovery
 from opensep_jax.inputs import Job
-from opensep_jax.results import Encoding
-from opensep_jax.signal.audio import Audio, read_audio
-from opensep_jax.signal.write import write_audio
+from opensep_jax.output import Output
+from opensep_jax.signal.audio import AudioError, AudioReader
+from opensep_jax.stream import Signal, Task
+from opensep_jax.text.match import means
 from opensep_jax.text.parse import check_caption
+from opensep_jax.work import Options, Work
 
-logger = logging.getLogger("opensep_jax")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the user chose.
-
-    Attributes:
-        out: folder of the results.
-        encoding: of the files.
-        enrich: whether queries get acoustic properties.
-        overwrite: whether results that are there are made again.
-        min_energy_share: discovered sources below it stay in the residual.
-    """
-
-    out: Path
-    encoding: Encoding
-    enrich: bool
-    overwrite: bool
-    min_energy_share: float
+# Inputs whose words are found and embedded at a time; few at first, as the others wait for them.
+_TOGETHER = (4, 8, 16)
 
 
-@dataclasses.dataclass
-class Work:
-    """An input on its way.
-
-    Attributes:
-        job: what was given.
-        identity: what its result depends on.
-        seconds: time spent by stage.
-        heard: what will be captioned, or its caption; None if there are queries.
-        found: its sources, where they come from a caption.
-    """
-
-    job: Job
-    identity: dict
-    seconds: dict[str, float]
-    heard: Heard | None = None
-    found: Found | None = None
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time within to a stage."""
-        start = time.monotonic()
-        yield
-        self.spend(stage, time.monotonic() - start)
-
-    def spend(self, stage: str, seconds: float) -> None:
-        """Adds time to a stage."""
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)
+class DoneBefore(Exception):
+    """The result of an input is there."""
 
 
 class Stages:
-    """Everything that is loaded once, and what it does to each input.
+    """Everything that is loaded once, and what it makes of inputs.
 
-    `begin`, `listen` and `separate` take one input and raise what is wrong with it; `describe`
-    takes many.
+    Attributes:
+        separator: the separator.
+        discovery: what finds sources; None if every input has queries to take as they are.
+        options: what the user chose.
     """
 
     def __init__(self, separator: Separator, discovery: Discovery | None, options: Options):
-        """Takes what was loaded; `discovery` is None if every input has queries to take as is."""
-        self._separator, self._discovery, self._options = separator, discovery, options
+        """Takes what was loaded."""
+        self.separator, self.discovery, self.options = separator, discovery, options
 
-    def begin(self, job: Job) -> Work | None:
-        """The work to do for an input; None if its result is there."""
-        if job.texts.caption is not None:
-            check_caption(job.texts.caption)
-        identity = self._identity(job)
-        earlier = results.read_record(self._options.out / job.relative)
-        if not earlier or self._options.overwrite:
-            caption = None if job.texts.queries else job.texts.caption
-            return Work(job, identity, {}, heard=caption)
-        if differing := _differing(earlier, identity):
+    def tasks(self, jobs: Sequence[Job], begin: Callable[[str, str], None]) -> Iterator[Task]:
+        """Inputs as tasks whose owners are `Work`.
+
+        What is wrong with an input, or that it is done, is raised when its task is opened. `begin`
+        is told the input and its output folder before that is made.
+        """
+        sizes, left = itertools.chain(_TOGETHER, itertools.repeat(_TOGETHER[-1])), iter(jobs)
+        while works := [Work(job) for job in itertools.islice(left, next(sizes))]:
+            for work in works:
+                self._attempt(self._begin, work)
+            for work in works:
+                self._attempt(self._listen, work)
+            self._describe([work for work in works if work.heard is not None and not work.error])
+            for work in works:
+                self._attempt(self._ask, work)
+            going = [work for work in works if not work.error]
+            prompts = [source.prompt for work in going for source in work.sources]
+            self.separator.engine.encoder.encode(prompts)  # all at once; it remembers them
+            for work in works:
+                yield self._task(work, begin)
+
+    def _attempt(self, stage: Callable[[Work], None], work: Work) -> None:
+        """A stage of one input, unless it has failed."""
+        try:
+            if work.error is None:
+                stage(work)
+        except Exception as error:  # whatever is wrong with one input must not stop the others
+            work.error = error
+
+    def _begin(self, work: Work) -> None:
+        """Looks at what is there."""
+        job = work.job
+        if job.problem:
+            raise AudioError(job.path, job.problem)
+        if job.request.caption is not None:
+            check_caption(job.request.caption)
+        work.identity = self._identity(job)
+        earlier = results.read_record(self.options.out / job.relative)
+        if not earlier or self.options.overwrite:
+            work.heard = job.request.caption if job.request.worded else None
+            return
+        if differing := _differing(earlier, work.identity):
             raise ValueError(
-                f"{self._options.out / job.relative} holds a result with other "
+                f"{self.options.out / job.relative} holds a result with other "
                 f"{', '.join(differing)}; --overwrite replaces it, another --out keeps it"
             )
-        return None
+        raise DoneBefore
 
-    def listen(self, work: Work) -> None:
+    def _listen(self, work: Work) -> None:
         """Hears an input of which nothing is known."""
-        if work.job.listens:
-            with work.timed("read"):
-                audio = read_audio(work.job.path)
+        if work.job.request.listens:
             with work.timed("caption"):
-                work.heard = self._discovery.hear(
-                    audio.samples_CT, audio.sample_rate_hz, str(work.job.path)
-                )
+                work.heard = self.discovery.hear_file(work.job.path)
 
-    def describe(self, works: Sequence[Work]) -> None:
+    def _describe(self, works: Sequence[Work]) -> None:
         """Captions inputs and finds the sources in their captions, all of them at once."""
-        works = [work for work in works if work.heard is not None]
         if not works:
             return
         with _shared(works, "caption"):
-            captions = self._discovery.tell([work.heard for work in works])
+            captions = self.discovery.tell([work.heard for work in works])
         with _shared(works, "parse"):
-            for work, found in zip(works, self._discovery.read(captions), strict=True):
+            for work, found in zip(works, self.discovery.read(captions), strict=True):
                 work.found, work.heard = found, None
 
-    def separate(self, work: Work) -> None:
-        """Separates an input and writes the result."""
-        options = self._options
-        with work.timed("read"):
-            audio = read_audio(work.job.path)
-        with work.timed("separate"):
-            separation, dropped = self._separate(work, audio)
-        with results.staged(options.out, work.job.relative) as folder:
-            clipping: dict = {}
-            names = results.stem_names(separation, options.encoding)
-            with work.timed("write"):
-                parts = results.encoded(audio.samples_CT, separation, options.encoding, clipping)
-                for name, samples_CT in zip(names, parts, strict=True):
-                    rate_hz, subtype = audio.sample_rate_hz, options.encoding.subtype
-                    write_audio(folder / name, samples_CT, rate_hz, subtype)
-            record = _record(work, audio, separation, names, clipping) | {
-                "dropped": [_described(source) for source in dropped],
-                **work.identity,
-                "timings_s": work.seconds,
-                "version": __version__,
-            }
-            results.write_record(folder, record)
+    def _ask(self, work: Work) -> None:
+        """Decides what is separated."""
+        request = work.job.request
+        if work.found is not None:
+            sources = work.found.sources
+        elif request.queries:
+            sources = checked_queries(request.queries)
+            if self.options.enrich:
+                sources = tuple(self.discovery.parser.describe(request.queries))
+        else:
+            sources = ()
+        gone = request.suppressed
+        new = [text for text in gone if not any(means(text, s.name) for s in sources)]
+        sources += checked_queries(new) if new else ()
+        out = [i for i, s in enumerate(sources) if any(means(text, s.name) for text in gone)]
+        work.sources, work.suppressed = sources, tuple(out)
 
-    def _separate(self, work: Work, audio: Audio) -> tuple[Separation, tuple[SeparatedSource, ...]]:
-        """The separation of an input, and the sources that are too faint in it."""
-        samples_CT, rate_hz = audio.samples_CT, audio.sample_rate_hz
-        if work.found is None:
-            queries = work.job.texts.queries
-            if self._options.enrich:
-                queries = self._discovery.parser.describe(queries)
-            return self._separator.separate(samples_CT, rate_hz, queries), ()
-        if not work.found.sources:
-            return nothing_found(samples_CT, rate_hz), ()
-        separation = self._separator.separate(samples_CT, rate_hz, work.found.sources)
-        if not work.job.listens:
-            return separation, ()
-        return drop_faint(separation, samples_CT, self._options.min_energy_share)
+    def _task(self, work: Work, begin: Callable[[str, str], None]) -> Task:
+        """The work as a task."""
+
+        @contextmanager
+        def opened() -> Iterator[AudioReader]:
+            if work.error is not None:
+                raise work.error
+            with AudioReader(work.job.path) as reader:
+                work.sample_rate_hz = reader.sample_rate_hz
+                work.length_s = reader.frames and reader.frames / reader.sample_rate_hz
+                yield reader
+
+        def sink(signal: Signal) -> Output:
+            begin(str(work.job.path), work.job.relative)
+            notes = self.separator.notes(signal.sample_rate_hz, text)
+            return Output(work, self.options, signal, notes, self._agreements)
+
+        text = None if work.error else self.separator.text_of(work.sources)
+        return Task(opened, text, sink, work.seconds, work)
+
+    def _agreements(self, work: Work, stems_ST: list) -> list[float | None]:
+        """How far stems sound like their names, where a captioner has listened to the input."""
+        if not work.job.request.listens or not work.sources:
+            return [None] * len(work.sources)
+        names = [source.name for source in work.sources]
+        rate_hz = self.separator.engine.net.sample_rate_hz
+        with work.timed("caption"):
+            return self.discovery.agreements(names, stems_ST, rate_hz)
 
     def _identity(self, job: Job) -> dict:
-        """What a result depends on."""
+        """What a result depends on; options that change nothing are left out."""
         with job.path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        models, discovery = dict(self._separator.models), self._discovery
-        options = {"queries": list(job.texts.queries), "masks": self._separator.masks}
-        options |= {"caption": job.texts.caption, **dataclasses.asdict(self._options.encoding)}
-        if self._options.enrich or not job.texts.queries:
+        models, request, discovery = dict(self.separator.models), job.request, self.discovery
+        options = {"queries": list(request.queries), "masks": self.separator.engine.masks}
+        options |= {"caption": request.caption, **dataclasses.asdict(self.options.encoding)}
+        chosen = {
+            "not": list(request.suppressed),
+            "only": list(request.only),
+            "max_sources": request.max_sources,
+            "min_confidence": request.min_confidence,
+            "no_residual": not self.options.residual,
+        }
+        options |= {key: value for key, value in chosen.items() if value}
+        if request.worded or (self.options.enrich and request.queries):
             models["parser"] = {"id": discovery.parser.id}
             options["merge_similarity"] = discovery.merge_similarity
-        if job.listens:
+        if request.listens:
             models["captioner"] = {"id": discovery.captioner.id}
-            options["min_energy_share"] = self._options.min_energy_share
+            options["min_energy_share"] = self.options.min_energy_share
         return {"input_sha256": digest, "models": models, "options": options}
 
 
@@ -180,39 +182,6 @@ def _shared(works: Sequence[Work], stage: str) -> Iterator[None]:
         work.spend(stage, (time.monotonic() - start) / len(works))
 
 
-def _record(
-    work: Work, audio: Audio, separation: Separation, names: list[str], clipping: dict
-) -> dict:
-    """What `separation.json` says of the input and its stems."""
-    channels, length = audio.samples_CT.shape
-    notes = list(separation.notes)
-    if clipping["samples"]:
-        notes.append(f"{clipping['samples']} samples were beyond full scale and were cut off")
-    if clipping["gain"] != 1:
-        notes.append(f"stems and residual sum to the input times {clipping['gain']:.6g}")
-    for note in notes:
-        logger.info("%s: %s", work.job.path, note)
-    return {
-        "input": str(work.job.path),
-        "sample_rate_hz": audio.sample_rate_hz,
-        "channels": channels,
-        "seconds": length / audio.sample_rate_hz,
-        "caption": work.found.caption if work.found else work.job.texts.caption,
-        "sources": [
-            _described(source) | {"file": name}
-            for source, name in zip(separation.sources, names, strict=False)
-        ],
-        "merged": [list(pair) for pair in work.found.merged] if work.found else [],
-        "residual": {"file": names[-1]},
-        "notes": notes,
-        "clipping": clipping,
-    }
-
-
-def _described(source: SeparatedSource) -> dict:
-    return dataclasses.asdict(source)
-
-
 def _differing(record: dict, identity: dict) -> list[str]:
     """What a result was made with and is not wanted now."""
     differing = [] if record.get("input_sha256") == identity["input_sha256"] else ["input"]
@@ -221,5 +190,5 @@ def _differing(record: dict, identity: dict) -> list[str]:
         there, wanted = (x.get(network, {}).get("id") for x in (record.get("models", {}), models))
         if there != wanted:
             differing.append(network)
-    before = record.get("options", {})
-    return differing + [k for k, value in identity["options"].items() if before.get(k) != value]
+    before, now = record.get("options", {}), identity["options"]
+    return differing + [key for key in {**now, **before} if before.get(key) != now.get(key)]

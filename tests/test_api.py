@@ -1,5 +1,6 @@
 """`Separator`: any length, rate and channel count; nothing lost, nothing compiled twice."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -8,16 +9,22 @@ import pytest
 
 from opensep_jax import Separation, Separator
 from opensep_jax.checkpoint import shipped
+from opensep_jax.discovery import Discovery
 from opensep_jax.separator import separate
+from opensep_jax.signal.audio import read_audio
+from opensep_jax.text.caption import Captioner
+from opensep_jax.text.parse import Parser
+from tests.scripted_model import letter_bank
 from tests.tiny_checkpoint import SAMPLE_RATE_HZ, shapes_of, shared_checkpoint
 from tests.tiny_text_encoder import write_tiny_bert
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 QUERIES = ["a dog barks", "cello"]
 
 
 @pytest.fixture(scope="module")
 def separator() -> Separator:
-    return Separator.from_checkpoint(shared_checkpoint())
+    return Separator.from_pretrained(shared_checkpoint())
 
 
 def _noise(channels: int, samples: int, seed: int = 0, scale: float = 0.1) -> np.ndarray:
@@ -89,7 +96,7 @@ def test_silence_beside_sound_is_finite(separator: Separator):
     assert np.abs(separation.stems[:, :, :10_000]).max() < 1e-6
 
 
-@pytest.mark.parametrize("gain", [2.0**-12, 2.0**20, 2.0**100])
+@pytest.mark.parametrize("gain", [2.0**-100, 2.0**-12, 2.0**20, 2.0**100])
 def test_gain_changes_nothing_but_gain(separator: Separator, gain: float):
     input_CT = _noise(1, 9000, scale=0.5)
     want = separator.separate(input_CT, SAMPLE_RATE_HZ, QUERIES).stems
@@ -108,15 +115,20 @@ def test_channels_share_the_mask_and_padding_has_none(separator: Separator):
 
 
 def test_padding_changes_nothing_of_the_signal_path(separator: Separator):
-    queries, samples = [*QUERIES, "soft"], separator.windows.window_samples
+    queries, samples = [*QUERIES, "soft"], separator.engine.windows.window_samples
     input_CT = _noise(3, samples)
-    states = separator.encoder.encode(queries)
+    states = separator.engine.encoder.encode(queries)
     length = max(map(len, states))
     text_PLC = np.stack([np.pad(x, ((0, length - len(x)), (0, 0))) for x in states])
     mask_PL = np.arange(length) < np.array([[len(x)] for x in states])
     _, params = shipped.load(shared_checkpoint(), shapes_of)
     want = jax.jit(separate, static_argnums=0)(
-        separator.net, params, input_CT[None], text_PLC[None], mask_PL[None], np.ones((1, 3), bool)
+        separator.engine.net,
+        params,
+        input_CT[None],
+        text_PLC[None],
+        mask_PL[None],
+        np.ones((1, 3), bool),
     )
     stems = separator.separate(input_CT, SAMPLE_RATE_HZ, queries).stems
     np.testing.assert_allclose(stems, want[0], atol=2e-6)
@@ -125,32 +137,32 @@ def test_padding_changes_nothing_of_the_signal_path(separator: Separator):
 def test_windows_do_not_depend_on_their_batch(separator: Separator):
     input_CT = _noise(1, 30_000)
     want = separator.separate(input_CT, SAMPLE_RATE_HZ, QUERIES).stems
-    three = Separator.from_checkpoint(shared_checkpoint(), batch=3)
+    three = Separator.from_pretrained(shared_checkpoint(), batch=3)
     np.testing.assert_allclose(
         three.separate(input_CT, SAMPLE_RATE_HZ, QUERIES).stems, want, atol=2e-6
     )
 
 
 def test_no_recompilation_per_file(separator: Separator):
-    separator.separate(_noise(1, 5000), SAMPLE_RATE_HZ, QUERIES)
-    separator.separate(_noise(2, 5000), SAMPLE_RATE_HZ, QUERIES)
-    before = separator.traces
+    for channels, samples in ((1, 500), (2, 500), (1, 9000), (2, 9000)):  # a quarter, and windows
+        separator.separate(_noise(channels, samples), SAMPLE_RATE_HZ, QUERIES)
+    before = separator.engine.traces
     for seed, (channels, samples, rate_hz) in enumerate(
-        [(1, 1, 8000), (2, 12_345, 44_100), (1, 50_000, 16_000), (2, 777, 192_000)]
+        [(1, 1, 8000), (2, 32_345, 44_100), (1, 50_000, 16_000), (2, 777, 192_000)]
     ):
         separator.separate(_noise(channels, samples, seed), rate_hz, ["bark", "the low cello"])
-    assert separator.traces == before
+    assert separator.engine.traces == before
     separator.separate(_noise(16, 600), SAMPLE_RATE_HZ, QUERIES)
-    assert separator.traces["masks"] == before["masks"]  # the network does not see channels
-    again = Separator.from_checkpoint(shared_checkpoint())
-    again.separate(_noise(1, 5000), SAMPLE_RATE_HZ, QUERIES)
-    assert again.traces["masks"] == before["masks"]
+    assert separator.engine.traces["masks"] == before["masks"]  # it does not see channels
+    again = Separator.from_pretrained(shared_checkpoint())
+    again.separate(_noise(1, 500), SAMPLE_RATE_HZ, QUERIES)
+    assert again.engine.traces["masks"] == before["masks"]
 
 
 def test_long_prompts_are_cut_and_noted(separator: Separator):
     long = "a low cello, " * 60
     separation = separator.separate(_noise(1, 500), SAMPLE_RATE_HZ, ["dog", long])
-    assert separation.notes == (f"prompts cut to {separator.encoder.max_tokens} tokens: 1",)
+    assert separation.notes == (f"prompts cut to {separator.engine.encoder.max_tokens} tokens: 1",)
     again = separator.separate(_noise(1, 500), SAMPLE_RATE_HZ, ["dog", long])
     assert again.notes == separation.notes
 
@@ -182,15 +194,57 @@ def test_a_wave_without_channels_is_mono(separator: Separator):
 def test_another_text_encoder_is_refused(tmp_path: Path):
     other = write_tiny_bert(tmp_path / "other", layers=1)
     with pytest.raises(ValueError, match="was trained with .* bert-2x16-.* is bert-1x16-"):
-        Separator.from_checkpoint(shared_checkpoint(), text_encoder=str(other))
+        Separator.from_pretrained(shared_checkpoint(), text_encoder=str(other))
     elsewhere = write_tiny_bert(tmp_path / "elsewhere")
-    moved = Separator.from_checkpoint(shared_checkpoint(), text_encoder=str(elsewhere))
+    moved = Separator.from_pretrained(shared_checkpoint(), text_encoder=str(elsewhere))
     assert moved.models["text_encoder"]["id"].startswith("bert-2x16-")
 
 
 def test_normalised_masks_leave_no_residual(noise_T: np.ndarray):
-    normalise = Separator.from_checkpoint(shared_checkpoint(), masks="normalise")
+    normalise = Separator.from_pretrained(shared_checkpoint(), masks="normalise")
     separation = normalise.separate(noise_T, 16000, ["one", "two", "three"])
     assert np.abs(separation.residual).max() < 1e-5 * np.abs(noise_T).max()
     with pytest.raises(ValueError, match="masks='all' is not known; known are limit, normalise"):
-        Separator.from_checkpoint(shared_checkpoint(), masks="all")
+        Separator.from_pretrained(shared_checkpoint(), masks="all")
+
+
+def test_what_is_saved_sums_to_the_input(separator: Separator, tmp_path: Path):
+    input_CT = _noise(2, 9000)
+    separation = separator.separate(input_CT, 22_050, QUERIES)
+    paths = separation.save(tmp_path / "new" / "folder", "wav", "PCM_16")
+    assert [path.name for path in paths] == ["01_a-dog-barks.wav", "02_cello.wav", "residual.wav"]
+    total_CT = sum(read_audio(path).samples_CT.astype(np.float64) for path in paths)
+    np.testing.assert_allclose(total_CT, input_CT, atol=0.51 * 2**-15)
+    record = json.loads((tmp_path / "new/folder/separation.json").read_text())
+    assert [source["file"] for source in record["sources"]] == [p.name for p in paths[:2]]
+    assert record["seconds"] == 9000 / 22_050 and record["clipping"]["samples"] == 0
+    with pytest.raises(ValueError, match="format='aiff' is not known"):
+        separation.save(tmp_path, "aiff")
+
+
+def test_a_picture_has_a_row_for_each_part(separator: Separator):
+    figure = separator.separate(_noise(1, 9000), SAMPLE_RATE_HZ, QUERIES).plot()
+    titles = [axis.get_title(loc="left").partition(":")[0] for axis in figure.axes]
+    assert titles == ["mixture", "1 a dog barks", "2 cello", "residual"]
+    assert figure.axes[0].images[0].get_array().shape[0] == 513  # bins of 32 ms on each side
+
+
+def test_sources_that_nobody_named(noise_T: np.ndarray):
+    """The captions come from a function; faint stems of heard sources stay in the residual."""
+
+    class Ear:
+        id, sample_rate_hz, window_s, padding = "ear", 8000, 1.0, "zeros"
+
+        def caption_windows(self, waves_BT: np.ndarray) -> list[str]:
+            return ["a dog barks and rain falls"] * len(waves_BT)
+
+    discovery = Discovery(Captioner(Ear()), Parser(None, letter_bank(), {}))
+    separator = Separator.from_pretrained(shared_checkpoint(), discovery=discovery)
+    heard = separator.separate(noise_T, SAMPLE_RATE_HZ)
+    assert heard.caption == "a dog barks and rain falls"
+    assert set(heard.names) <= {"dog barking", "rain falling"}
+    np.testing.assert_allclose(heard.mixture[0], noise_T, atol=1e-6)
+    told = separator.separate(noise_T, SAMPLE_RATE_HZ, caption="a cello plays")
+    assert told.names == ["cello"] and told.caption == "a cello plays"
+    silence = separator.separate(np.zeros(500, np.float32), SAMPLE_RATE_HZ)
+    assert silence.names == [] and silence.notes == ("nothing was heard in it",)

@@ -1,6 +1,7 @@
 """What is found in captions, and which names are one source."""
 
 import numpy as np
+import pytest
 
 from opensep_jax.discovery import Discovery
 from opensep_jax.text.caption import Captioner
@@ -40,3 +41,12 @@ def test_names_that_mean_the_same_are_one_source():
     assert [source.name for source in apart.sources] == ["rat", "tar", "cello"]
     assert [source.name for source in together.sources] == ["rat", "cello"]
     assert together.merged == (("tar", "rat"),)
+
+
+def test_what_a_stem_sounds_like():
+    names = ["rain falling", "dog", "dog barking"]
+    stems_ST = [np.full(100, level) for level in (0.9, 0.2, 0.0)]  # the last one is silent
+    rain, dog, silent = _discovery().agreements(names, stems_ST, 100)
+    assert rain == pytest.approx(1, abs=1e-6) and 0.3 < dog < 1 and silent == 0
+    known = Discovery(None, Parser(None, letter_bank(), {}))
+    assert known.agreements(names, stems_ST, 100) == [None] * 3

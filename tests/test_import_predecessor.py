@@ -92,8 +92,8 @@ def checkpoint(
 
 
 def test_an_imported_checkpoint_separates(checkpoint: Path):
-    separator = Separator.from_checkpoint(checkpoint)
-    assert separator.net.stft.frames(separator.windows.window_samples) == 512
+    separator = Separator.from_pretrained(checkpoint)
+    assert separator.engine.net.stft.frames(separator.engine.windows.window_samples) == 512
     wave = np.float32(0.1 * np.random.default_rng(0).standard_normal(4000))
     separation = separator.separate(wave, 16000, ["a dog barks", "the cello"])
     np.testing.assert_allclose(separation.stems.sum(0) + separation.residual, wave[None], atol=1e-6)
@@ -119,7 +119,7 @@ def test_prompts_are_padded_as_in_training(checkpoint: Path, tensors: dict[str, 
         k: torch.as_tensor(v) for k, v in own.items() if k[-3:] != "ids" and "pooler" not in k
     }
     theirs.load_state_dict(weights, strict=False)
-    encoder = Separator.from_checkpoint(checkpoint).encoder
+    encoder = Separator.from_pretrained(checkpoint).engine.encoder
     assert encoder.id.endswith("-77") and encoder.max_tokens == 77
     prompts = ["a dog barks", "the low cello, loud; " * 30]
     for prompt, states in zip(prompts, encoder.encode(prompts), strict=True):

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from opensep_jax import Separator, __version__, infer, stages
+from opensep_jax import Separator, __version__, infer
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import run
-from opensep_jax.results import slug
 from opensep_jax.signal.audio import AudioError
+from opensep_jax.stemfiles import StemFiles, slug
 from tests.tiny_checkpoint import shared_checkpoint
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 QUERIES = ["A dog barks!", "cello"]
 STEMS = ["01_a-dog-barks", "02_cello", "residual"]
 # Relative result folder: channels, samples, sample rate; "silent" has no sound.
@@ -36,19 +37,19 @@ KEYS = {
 
 @functools.cache
 def _loaded() -> Separator:
-    return Separator.from_checkpoint(shared_checkpoint())
+    return Separator.from_pretrained(shared_checkpoint())
 
 
 @pytest.fixture(autouse=True)
 def _load_once(monkeypatch: pytest.MonkeyPatch):
     """Loading and compiling the text encoder takes longer than all that is tested here."""
-    real = Separator.from_checkpoint
+    real = Separator.from_pretrained
 
     def load(name: str, **options: object) -> Separator:
         return _loaded() if name == str(shared_checkpoint()) else real(name, **options)
 
     _loaded()
-    monkeypatch.setattr(infer.Separator, "from_checkpoint", load)
+    monkeypatch.setattr(infer.Separator, "from_pretrained", load)
 
 
 def _infer(*argv: object, queries: list[str] = QUERIES) -> int:
@@ -120,7 +121,8 @@ def test_layout_and_record_are_the_contract(done: Path, inputs: Path):
         assert record["residual"] == {"file": "residual.wav"}
         assert [source["file"] for source in record["sources"]] == [f"{s}.wav" for s in STEMS[:2]]
         for source, query in zip(record["sources"], QUERIES, strict=True):
-            assert source.keys() == {"name", "prompt", "properties", "file", "energy_share"}
+            keys = {"name", "prompt", "properties", "file", "energy_share"}
+            assert source.keys() == keys | {"overlap", "agreement", "confidence"}
             assert source["name"] == source["prompt"] == query and source["properties"] == {}
             assert 0 <= source["energy_share"] <= 1
         assert any("above 8000 Hz" in note for note in record["notes"]) == (rate_hz > 16_000)
@@ -203,7 +205,7 @@ def _bad_files(folder: Path) -> dict[str, str]:
     (folder / "locked").mkdir()
     return {
         "empty.wav": "empty",
-        "text.wav": "not an audio",
+        "text.wav": "libsndfile: ",
         "none.wav": "holds no samples",
         "broken.wav": "2 of 3 samples are NaN or infinite",
         "locked": "no audio file in this folder",
@@ -238,17 +240,19 @@ def test_a_full_disk_stops_the_run(tmp_path: Path, inputs: Path, monkeypatch, ca
     def full(*_: object) -> int:
         raise AudioError("x.wav", "cannot be written: No space left") from OSError(28, "full")
 
-    monkeypatch.setattr(stages, "write_audio", full)
+    monkeypatch.setattr(StemFiles, "write", full)
     assert _infer(inputs, "--out", tmp_path) == 2
     assert "No space left" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".manifest.jsonl.part", "manifest.jsonl",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--checkpoint", "nothing"], "unknown checkpoint 'nothing'"),
-        (["--format", "flac", "--subtype", "FLOAT"], "flac cannot hold --subtype FLOAT"),
+        (["--format", "flac", "--subtype", "FLOAT"], "format flac cannot hold subtype FLOAT"),
         (["--num_shards", "2", "--shard", "2"], "--shard 2 is not within --num_shards 2"),
         (["--query", " "], "--query may not be empty"),
     ],
@@ -297,20 +301,21 @@ def test_an_unfinished_result_is_made_again(tmp_path: Path, inputs: Path):
         assert _files(tmp_path) == want
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, inputs: Path, done: Path, monkeypatch):
+def test_an_interrupted_run_goes_on(tmp_path: Path, inputs: Path, done: Path, monkeypatch):
     calls = []
 
-    def killed(*args: object) -> int:
+    def interrupted(*args: object) -> None:
         calls.append(args)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return real(*args)
+        real(*args)
 
-    real = stages.write_audio
-    monkeypatch.setattr(stages, "write_audio", killed)
+    real = StemFiles.write
+    monkeypatch.setattr(StemFiles, "write", interrupted)
     assert _infer(inputs, "--out", tmp_path) == 2
-    assert len(_manifest(tmp_path / "manifest.jsonl")) == 1
-    monkeypatch.setattr(stages, "write_audio", real)
+    assert 1 <= len(_manifest(tmp_path / "manifest.jsonl")) < 5
+    assert [path.name for path in tmp_path.glob(".*.part")] == [".manifest.jsonl.part"]
+    monkeypatch.setattr(StemFiles, "write", real)
     assert _infer(inputs, "--out", tmp_path) == 0
     assert _files(tmp_path) == _files(done)
     assert _sorted(tmp_path / "manifest.jsonl") == _sorted(done / "manifest.jsonl")

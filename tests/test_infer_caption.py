@@ -33,13 +33,13 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Parser]:
 
     separator = _separator()
     monkeypatch.setattr(infer, "load_parser", load_parser)
-    monkeypatch.setattr(infer.Separator, "from_checkpoint", lambda name, **options: separator)
+    monkeypatch.setattr(infer.Separator, "from_pretrained", lambda name, **options: separator)
     return parsers
 
 
 @functools.cache
 def _separator() -> Separator:
-    return Separator.from_checkpoint(shared_checkpoint())
+    return Separator.from_pretrained(shared_checkpoint())
 
 
 @pytest.fixture

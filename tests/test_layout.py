@@ -22,6 +22,12 @@ RANK = {
     "separator": 2,
     "training": 3,
     "planning": 3,
+    "ahead": 0,
+    "engine": 3,
+    "stream": 3,
+    "confidence": 3,
+    "stemfiles": 3,
+    "separation": 3,
     "api": 4,
     "evaluation": 5,
 }
@@ -30,6 +36,10 @@ COMPILES = ("forecast", "train")  # a plan is about the very step that `train` t
 DOOR_PARTS = {
     "cli",
     "stages",
+    "work",
+    "output",
+    "progress",
+    "dry_run",
     "flags",
     "inputs",
     "inspection",

@@ -109,6 +109,12 @@ def test_stems_are_what_their_masks_leave_of_the_mixture():
     np.testing.assert_allclose(half[:, 1], 0.5 * wave_BCT, atol=1e-6)
 
 
+def test_products_of_magnitudes_by_hand():
+    mask_BPFN = np.array([[[[0.5, 1.0]], [[0.5, 0.0]]]], np.float32)
+    products = separator.magnitude_products(mask_BPFN, np.array([[[4.0, 9.0]]], np.float32))
+    np.testing.assert_allclose(products, [[[1 + 9, 1], [1, 1]]])
+
+
 def test_stems_and_residual_under_a_limit_never_exceed_the_mixtures_energy():
     wave_BCT = _waves()
     stems_BPCT = _stems(wave_BCT)

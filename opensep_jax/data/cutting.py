@@ -1,20 +1,18 @@
 """Audio files to clips: mono, at one rate, cut into parts of a length, silence left out."""
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
-from opensep_jax.signal.audio import AudioError, read_audio, resample
+from opensep_jax.signal.audio import AudioError, AudioReader
+from opensep_jax.signal.resampling import Resampler
 
-_READ_S = 600.0  # of a file at a time, about: a recording of ten hours needs no more memory
+_PART_S = 600.0  # of a file in memory, about, however many hours it has
 _SILENT = 1e-6  # power relative to the mean of the file: -60 dB
 _LEAST_WHOLE = 0.97  # of the samples that the header promises; encoders pad a little
-_UNKNOWN_FRAMES = 1 << 62
 _FULL_SCALE = 32767 / 32768
 _CLIPPED_RUN = 3  # samples in a row at full scale
 
@@ -42,7 +40,7 @@ def cut_file(
     """Decodes a file into clips.
 
     Args:
-        path: any file that `read_audio` reads.
+        path: any file that `AudioReader` reads.
         sample_rate_hz: rate of the clips.
         max_seconds: their longest length.
         counts: is added to.
@@ -55,41 +53,54 @@ def cut_file(
         AudioError: the file cannot be read or is cut short, or nothing is heard in it.
     """
     longest = int(max_seconds * sample_rate_hz)
-    at_once = longest * max(1, math.ceil(_READ_S / max_seconds))  # a whole number of clips
-    heard, read, part_s = False, 0, at_once * speed / sample_rate_hz
-    clipped, louder = counts.clipped, counts.louder
-    for number in itertools.count():
-        audio = read_audio(path, number * part_s, part_s)
-        read += audio.samples_CT.shape[1]
-        is_last = audio.samples_CT.shape[1] < round(part_s * audio.sample_rate_hz) - 1
-        # Some decoders do not mind; but what the label names may be in the part that is gone.
-        if is_last and read < _LEAST_WHOLE * (promised := _promised_frames(path)):
-            raise AudioError(path, f"cut short: {read} of {promised} samples")
-        if not audio.samples_CT.size:
-            break
-        if _is_clipped(audio.samples_CT):
-            counts.clipped = clipped + 1
-        mono_1T = audio.samples_CT.mean(0, keepdims=True)
-        wave_T = resample(mono_1T, round(audio.sample_rate_hz * speed), sample_rate_hz)[0]
-        peak = float(np.abs(wave_T).max())
-        if peak > 1:
-            counts.louder = louder + 1
-        pcm_T = np.round(wave_T * (32767 / max(1.0, peak))).astype(np.int16)
-        heard |= bool(pcm_T.any())
-        yield from _parts(pcm_T[:at_once], number * at_once, longest, sample_rate_hz, counts)
-        if is_last:
-            break
+    at_once = longest * max(1, math.ceil(_PART_S / max_seconds))  # a whole number of clips
+    heard, first, louder = False, 0, counts.louder
+    with AudioReader(path) as reader:
+        for wave_T in _in_lengths(_mono(path, reader, sample_rate_hz, speed, counts), at_once):
+            peak = float(np.abs(wave_T).max())
+            if peak > 1:
+                counts.louder = louder + 1
+            pcm_T = np.round(wave_T * (32767 / max(1.0, peak))).astype(np.int16)
+            heard |= bool(pcm_T.any())
+            yield from _parts(pcm_T, first, longest, sample_rate_hz, counts)
+            first += len(pcm_T)
     if not heard:
         raise AudioError(path, "digital silence")
 
 
-def _promised_frames(path: Path) -> int:
-    """Samples that a file's header promises, 0 if it does not."""
-    try:
-        with soundfile.SoundFile(path) as file:
-            return file.frames if file.frames < _UNKNOWN_FRAMES else 0
-    except (soundfile.LibsndfileError, TypeError, OSError):
-        return 0  # another decoder reads it, or says why not
+def _mono(
+    path: Path, reader: AudioReader, sample_rate_hz: int, speed: float, counts: CutCounts
+) -> Iterator[np.ndarray]:
+    """Mean of the channels at another rate and speed, float32 [n], block by block.
+
+    Raises:
+        AudioError: at the end, if the header promised more.
+    """
+    resampler = Resampler(round(reader.sample_rate_hz * speed), sample_rate_hz, 1)
+    read, clipped = 0, False
+    for block_CT in reader.blocks():
+        read += block_CT.shape[1]
+        clipped |= _is_clipped(block_CT)
+        yield resampler.push(block_CT.mean(0, keepdims=True))[0]
+    counts.clipped += clipped
+    # Some decoders do not mind; but what the label names may be in the part that is gone.
+    if reader.frames and read < _LEAST_WHOLE * reader.frames:
+        raise AudioError(path, f"cut short: {read} of {reader.frames} samples")
+    yield resampler.finish()[0]
+
+
+def _in_lengths(blocks: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """The same samples in pieces of a length, the last of which may be shorter."""
+    held, count = [], 0
+    for block_T in blocks:
+        held.append(block_T)
+        count += len(block_T)
+        while count > length:
+            whole_T = np.concatenate(held)
+            yield whole_T[:length]
+            held, count = [whole_T[length:]], count - length
+    if count:
+        yield np.concatenate(held)
 
 
 def _parts(

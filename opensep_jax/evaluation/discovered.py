@@ -6,13 +6,14 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
-from opensep_jax.api import Separator, drop_faint
+from opensep_jax.api import Separator
 from opensep_jax.data.lists import ListedMixture, prompts, render_by
 from opensep_jax.data.records import PreparedDataset
 from opensep_jax.discovery import Discovery
 from opensep_jax.evaluation.journal import Journal
 from opensep_jax.evaluation.protocol import Protocol
 from opensep_jax.evaluation.tables import Estimate, bootstrap
+from opensep_jax.separation import drop_faint
 from opensep_jax.signal.metrics import si_sdr
 from opensep_jax.text.match import match_names
 

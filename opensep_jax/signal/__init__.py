@@ -1,7 +1,8 @@
 """Sound as arrays: files, spectrograms, long signals and measures.
 
 Modules:
-    audio: read audio files of any kind; resample.
+    audio: read audio files of any kind, whole or block by block.
+    resampling: change the sample rate, whole or block by block.
     write: quantize samples and write audio files.
     files: list the audio files that the inputs of a command stand for.
     stft: short-time Fourier transform and its inverse.

@@ -1,21 +1,24 @@
-"""Audio files of any kind, rate and channel count, to float32 arrays; and resampling.
+"""Audio files of any kind, rate and channel count, to float32 arrays.
 
 Samples are `[C, T]`: C channels, T samples per channel. Nothing here clips what it reads.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import shutil
 import stat
 import struct
 import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import soundfile
-import soxr
 
-_BLOCK_FRAMES = 1 << 20  # per read: a stream may not say how long it is
+BLOCK_FRAMES = 1 << 16  # per read: little memory, and few calls
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile gives 2**63 - 1 for a FLAC stream without a length
 
 
@@ -64,48 +67,181 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
-def read_audio(
-    path: str | os.PathLike, start_s: float = 0.0, seconds: float | None = None
-) -> Audio:
-    """Reads a file, or a part of it, at its own rate and channel count, without clipping.
+class AudioReader:
+    """An audio file of any kind, decoded block by block; a context manager.
 
     Whatever libsndfile does not know (AAC, video files: their first audio track) goes through the
     `ffmpeg` program, if it is on PATH; ffmpeg may open local files only. PCM up to 24 bits is
-    exact in float32.
+    exact in float32, and nothing is clipped. Source: ours.
+
+    Attributes:
+        sample_rate_hz: samples per second and channel.
+        channels: number of them.
+        frames: samples per channel as the header has it; None where it does not say.
+        subtype: as in `Audio`.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Opens a file with any suffix; the content decides.
+
+        Raises:
+            AudioError: if the file is missing, a folder, empty, not permitted, or not audio.
+        """
+        _check_readable(path)
+        self._path, self._closing = path, contextlib.ExitStack()
+        try:
+            self._open_libsndfile()
+        except (soundfile.LibsndfileError, TypeError) as err:  # TypeError: a headerless .raw file
+            self._closing.close()
+            self._open_ffmpeg(getattr(err, "error_string", "a file without a header"))
+
+    def __enter__(self) -> "AudioReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Decodes the file, once.
+
+        Yields:
+            float32 [C, n], n >= 1, at most `BLOCK_FRAMES`, all finite.
+
+        Raises:
+            AudioError: if the file is damaged, has no samples, or has NaN or infinite samples
+                (their count and first place).
+        """
+        position, raw = 0, self._raw()
+        for block_CT in raw:
+            if not np.isfinite(block_CT).all():
+                self._refuse(position, block_CT, raw)
+            position += block_CT.shape[1]
+            yield block_CT
+        if not position:
+            raise AudioError(self._path, "the file has a valid header but holds no samples")
+
+    def _open_libsndfile(self) -> None:
+        file = self._closing.enter_context(_Stream(os.fsencode(self._path)))
+        first_TC = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)  # or ffmpeg may try
+        self.sample_rate_hz, self.channels, self.subtype = (
+            file.samplerate, file.channels, file.subtype,
+        )  # fmt: skip
+        self.frames = file.frames if file.frames < _UNKNOWN_FRAMES else None
+
+        def read() -> Iterator[np.ndarray]:
+            block_TC = first_TC
+            while len(block_TC):
+                yield np.ascontiguousarray(block_TC.T)
+                try:
+                    block_TC = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError as err:
+                    raise AudioError(self._path, f"is damaged: {err.error_string}") from None
+
+        self._raw = read
+
+    def _open_ffmpeg(self, problem: str) -> None:
+        """Has ffmpeg decode the first audio track; `problem` is what libsndfile said."""
+        ffmpeg = shutil.which("ffmpeg")
+        if ffmpeg is None:
+            why = f"libsndfile: {problem.rstrip('.')}; ffmpeg was not tried, it is not on PATH"
+            raise AudioError(self._path, f"not an audio format that can be read here ({why})")
+        # The whitelist keeps a playlist posing as audio from fetching anything over the network.
+        source = ["-protocol_whitelist", "file,pipe", "-i", f"file:{os.fspath(self._path)}"]
+        target = ["-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
+        command = [ffmpeg, "-nostdin", "-v", "error", *source, *target]
+        said = self._closing.enter_context(tempfile.TemporaryFile())
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": said}
+        process = self._closing.enter_context(subprocess.Popen(command, **options))
+        self._closing.callback(process.kill)
+
+        def check() -> None:
+            if process.wait():
+                said.seek(0)
+                line = said.read().decode(errors="replace").strip().partition("\n")[0]
+                line = re.sub(r"^(\[[^]]*\] )+", "", line) or f"exit {process.returncode}"
+                why = f"libsndfile: {problem.rstrip('.')}; ffmpeg: {line}"
+                raise AudioError(self._path, f"not a readable audio or video file ({why})")
+
+        # AU header: magic, offset of samples, size (unknown in a pipe), encoding, rate, channels.
+        header = process.stdout.read(24)
+        if len(header) < 24:
+            try:
+                check()
+                raise AudioError(self._path, "its first audio track holds no samples")
+            finally:
+                self._closing.close()
+        _, offset, _, _, self.sample_rate_hz, self.channels = struct.unpack(">4s5I", header)
+        process.stdout.read(offset - 24)
+        self.subtype = self.frames = None
+
+        def read() -> Iterator[np.ndarray]:
+            size = 4 * self.channels
+            while data := process.stdout.read(BLOCK_FRAMES * size):
+                samples = np.frombuffer(data, ">f4", len(data) // size * self.channels)
+                if samples.size:
+                    samples_TC = samples.reshape(-1, self.channels)
+                    yield np.ascontiguousarray(samples_TC.T, np.float32)
+            check()
+
+        self._raw = read
+
+    def _refuse(self, position: int, block_CT: np.ndarray, rest: Iterator[np.ndarray]) -> None:
+        """Says how many samples are not finite, from the first such block to the end."""
+        sample, channel = np.argwhere(~np.isfinite(block_CT).T)[0]
+        bad, frames = 0, position
+        for part_CT in itertools.chain([block_CT], rest):
+            bad += np.count_nonzero(~np.isfinite(part_CT))
+            frames += part_CT.shape[1]
+        raise AudioError(
+            self._path,
+            f"{bad} of {frames * self.channels} samples are NaN or infinite, the first at "
+            f"sample {position + sample} of channel {channel}; repair or cut the file",
+        )
+
+
+def read_audio(path: str | os.PathLike) -> Audio:
+    """Reads a whole file at its own rate and channel count; see `AudioReader`.
 
     Args:
         path: file with any suffix; the content decides.
-        start_s: where to begin.
-        seconds: how much to read; None is all of it. A stream that does not tell its length is
-            read from the beginning all the same.
 
     Returns:
-        The samples, float32 [C, T], all finite; T >= 1 unless it begins behind the file's end.
+        The samples, float32 [C, T] with T >= 1, all finite.
 
     Raises:
         AudioError: if the file is missing, a folder, empty, not permitted, not audio, damaged, has
             no samples, or has NaN or infinite samples (their count and first place).
-
-    Source: ours.
     """
-    _check_readable(path)
-    try:
-        audio = _decode_libsndfile(path, start_s, seconds)
-    except (soundfile.LibsndfileError, TypeError) as err:  # TypeError: a headerless .raw file
-        problem = getattr(err, "error_string", "a file without a header")
-        audio = _decode_ffmpeg(path, problem, start_s, seconds)
-    samples_CT = audio.samples_CT
-    if not samples_CT.size and not start_s:
-        raise AudioError(path, "the file has a valid header but holds no samples")
-    finite_CT = np.isfinite(samples_CT)
-    if not finite_CT.all():
-        sample, channel = np.argwhere(~finite_CT.T)[0]
-        raise AudioError(
-            path,
-            f"{np.sum(~finite_CT)} of {samples_CT.size} samples are NaN or infinite, the first at "
-            f"sample {sample} of channel {channel}; repair or cut the file",
-        )
-    return audio
+    with AudioReader(path) as reader:
+        samples_CT = np.concatenate(list(reader.blocks()), axis=1)
+        return Audio(samples_CT, reader.sample_rate_hz, reader.subtype)
+
+
+def read_parts(path: str | os.PathLike, starts: Sequence[int], frames: int) -> list[np.ndarray]:
+    """Reads parts of a file, which may overlap; the rest is decoded and forgotten.
+
+    Args:
+        path: file as for `read_audio`.
+        starts: first sample of each part.
+        frames: length of the parts; those that begin near the end of the file are shorter.
+
+    Returns:
+        float32 [C, <= frames] for each start.
+
+    Raises:
+        AudioError: as `read_audio`, for what comes before the end of the last part.
+    """
+    pieces: list[list[np.ndarray]] = [[] for _ in starts]
+    position = 0
+    with AudioReader(path) as reader:
+        for block_CT in reader.blocks():
+            if position >= max(starts) + frames:
+                break
+            for part, start in zip(pieces, starts, strict=True):
+                piece_CT = block_CT[:, max(0, start - position) : max(0, start + frames - position)]
+                part.append(piece_CT.copy())
+            position += block_CT.shape[1]
+    return [np.concatenate(part, axis=1) for part in pieces]
 
 
 def audio_info(path: str | os.PathLike) -> AudioInfo:
@@ -122,54 +258,11 @@ def audio_info(path: str | os.PathLike) -> AudioInfo:
 
     Source: ours.
     """
-    _check_readable(path)
-    try:
-        with soundfile.SoundFile(os.fsencode(path)) as file:
-            if file.frames < _UNKNOWN_FRAMES:
-                return AudioInfo(file.frames, file.samplerate, file.channels)
-    except (soundfile.LibsndfileError, TypeError):
-        pass
-    audio = read_audio(path)
-    return AudioInfo(audio.samples_CT.shape[1], audio.sample_rate_hz, audio.samples_CT.shape[0])
-
-
-def resample(
-    samples_CT: np.ndarray, from_hz: int, to_hz: int, length: int | None = None
-) -> np.ndarray:
-    """Changes the sample rate with a linear-phase band-limited filter, without delay.
-
-    Args:
-        samples_CT: float32 [C, T]; silence is assumed around it.
-        from_hz: rate of the input, Hz.
-        to_hz: rate of the result, Hz.
-        length: samples per channel of the result: cut, or continued with what the filter rings
-            and then zeros. Default ceil(T * to_hz / from_hz).
-
-    Returns:
-        float32 [C, length]; the input itself where nothing changes.
-
-    Raises:
-        ValueError: if a rate is not positive or `samples_CT` is not [C, T].
-
-    Source: libsoxr, quality VHQ.
-    """
-    if from_hz <= 0 or to_hz <= 0:
-        raise ValueError(f"sample rates must be positive, got {from_hz} Hz and {to_hz} Hz")
-    if samples_CT.ndim != 2:
-        raise ValueError(f"need samples [C, T], got shape {samples_CT.shape}")
-    num_samples = samples_CT.shape[1]
-    if length is None:
-        length = -(-num_samples * to_hz // from_hz)
-    if from_hz != to_hz and num_samples and length:
-        # libsoxr rounds the length of its result, to nothing for a few samples: zeros after the
-        # end make it long enough for its own filter to supply the last samples.
-        enough = -(-(length + 1) * from_hz // to_hz)
-        samples_CT = np.pad(samples_CT, ((0, 0), (0, max(0, enough - num_samples))))
-        samples_TC = np.ascontiguousarray(samples_CT.T, np.float32)
-        samples_CT = np.ascontiguousarray(soxr.resample(samples_TC, from_hz, to_hz, "VHQ").T)
-    samples_CT = samples_CT[:, :length].astype(np.float32, copy=False)
-    missing = length - samples_CT.shape[1]
-    return np.pad(samples_CT, ((0, 0), (0, missing))) if missing else samples_CT
+    with AudioReader(path) as reader:
+        frames = reader.frames
+        if frames is None:
+            frames = sum(block_CT.shape[1] for block_CT in reader.blocks())
+        return AudioInfo(frames, reader.sample_rate_hz, reader.channels)
 
 
 def _check_readable(path: str | os.PathLike) -> None:
@@ -189,57 +282,3 @@ def _check_readable(path: str | os.PathLike) -> None:
         raise AudioError(path, "no permission to read it") from None
     except OSError as err:
         raise AudioError(path, f"cannot be opened: {err.strerror}") from None
-
-
-def _decode_libsndfile(path: str | os.PathLike, start_s: float, seconds: float | None) -> Audio:
-    blocks = []
-    with _Stream(os.fsencode(path)) as file:
-        rate_hz, subtype, channels = file.samplerate, file.subtype, file.channels
-        first = round(start_s * rate_hz)
-        left = _UNKNOWN_FRAMES if seconds is None else round((start_s + seconds) * rate_hz) - first
-        if first and file.frames < _UNKNOWN_FRAMES:
-            left = max(0, min(left, file.frames - first))
-            if left:
-                soundfile.SoundFile.seek(file, first)
-            first = 0
-        left += first
-        while left and (not blocks or len(blocks[-1]) == _BLOCK_FRAMES):
-            size = min(left, _BLOCK_FRAMES)
-            blocks.append(file.read(size, dtype="float32", always_2d=True))
-            left -= size
-    samples_CT = np.empty((channels, sum(map(len, blocks))), np.float32)
-    if blocks:
-        np.concatenate(blocks, out=samples_CT.T)
-    return Audio(samples_CT[:, first:], rate_hz, subtype)
-
-
-def _decode_ffmpeg(
-    path: str | os.PathLike, problem: str, start_s: float, seconds: float | None
-) -> Audio:
-    """Decodes the first audio track; `problem` is what libsndfile said."""
-    ffmpeg = shutil.which("ffmpeg")
-    if ffmpeg is None:
-        why = f"libsndfile: {problem.rstrip('.')}; ffmpeg was not tried, it is not on PATH"
-        raise AudioError(path, f"not an audio format that can be read here ({why})")
-    # The whitelist keeps a playlist posing as audio from fetching anything over the network.
-    part = ["-ss", str(start_s)] if start_s else []
-    part += ["-t", str(seconds)] if seconds is not None else []
-    source = [*part, "-protocol_whitelist", "file,pipe", "-i", f"file:{os.fspath(path)}"]
-    target = ["-map", "0:a:0", "-c:a", "pcm_f32be", "-f", "au", "pipe:1"]
-    command = [ffmpeg, "-nostdin", "-v", "error", *source, *target]
-    run = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL)
-    if run.returncode:
-        said = run.stderr.decode(errors="replace").strip().partition("\n")[0]
-        said = re.sub(r"^(\[[^]]*\] )+", "", said)
-        why = f"libsndfile: {problem.rstrip('.')}; ffmpeg: {said or f'exit {run.returncode}'}"
-        raise AudioError(path, f"not a readable audio or video file ({why})")
-    if len(run.stdout) < 24:
-        if start_s:
-            return Audio(np.empty((1, 0), np.float32), 1)
-        raise AudioError(path, "its first audio track holds no samples")
-    # AU header: magic, offset of the samples, size (unknown in a pipe), encoding, rate, channels.
-    _, offset, _, _, rate_hz, channels = struct.unpack(">4s5I", run.stdout[:24])
-    frames = (len(run.stdout) - offset) // (4 * channels)
-    samples = np.frombuffer(run.stdout, ">f4", frames * channels, offset)
-    samples_CT = np.ascontiguousarray(samples.reshape(frames, channels).T, np.float32)
-    return Audio(samples_CT, rate_hz)

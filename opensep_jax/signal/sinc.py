@@ -1,6 +1,6 @@
 """Resampling as torchaudio does it, for networks that were trained on its results.
 
-Everything else uses `opensep_jax.signal.audio.resample`, whose filter is far longer.
+Everything else uses `opensep_jax.signal.resampling.resample`, whose filter is far longer.
 """
 
 import math

@@ -11,7 +11,7 @@ Starts lie on the hop grid, so that a frame of a window is a frame of the whole 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -54,21 +54,30 @@ class Windows:
         """Length of a cross-fade."""
         return self.overlap_samples - 2 * self.guard_samples
 
+    @property
+    def step_samples(self) -> int:
+        """From the start of a window to that of the next."""
+        return self.window_samples - self.overlap_samples
+
+    @property
+    def used_samples(self) -> int:
+        """From the start of a window to where its cross-fade with the next begins."""
+        return self.window_samples - self.guard_samples - self.fade_samples
+
     def starts(self, samples: int) -> list[int]:
         """First sample of each window of a signal of `samples` samples.
 
         Every window but the last starts one step after the one before. The last is moved back to
         end with the signal (less than a hop later), so that it too is full of sound.
         """
-        step = self.window_samples - self.overlap_samples
         beyond = max(0, samples - self.window_samples)
         last = -(-beyond // self.hop_samples) * self.hop_samples
-        return [*range(0, last, step), last]
+        return [*range(0, last, self.step_samples), last]
 
-    def joins(self, samples: int) -> list[int]:
-        """Where each window's cross-fade with the one before begins (the first: 0)."""
-        used = self.window_samples - self.guard_samples - self.fade_samples
-        return [0, *(start + used for start in self.starts(samples)[:-1])]
+    def length_of(self, samples: int) -> int:
+        """Length of the windows of a signal: a shorter signal has one of fewer quarters."""
+        quarter = -(-self.window_samples // (4 * self.hop_samples)) * self.hop_samples
+        return min(self.window_samples, -(-samples // quarter) * quarter)
 
     def fade_in(self) -> np.ndarray:
         """Weights of the later window in a cross-fade, float32 [fade_samples] within (0, 1).
@@ -91,73 +100,81 @@ def windows_for(spec: Stft, window_samples: int) -> Windows:
     return Windows(window, overlap, guard, hop)
 
 
-def separate_windows(
-    wave_CT: np.ndarray,
-    windows: Windows,
-    process_batch: Callable[[np.ndarray], np.ndarray],
-    batch: int,
-) -> Iterator[np.ndarray]:
-    """Processes a signal window by window; what comes out is finished and in order.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Window:
+    """A part of a signal.
 
-    Memory does not grow with the length: `wave_CT` needs only `shape` and slices of its last axis.
-
-    Args:
-        wave_CT: float32 [C, T], T >= 1.
-        windows: how it is cut.
-        process_batch: maps float32 [batch, C, window] to [batch, P, C, window], rows independently.
-            Missing samples and rows are zero.
-        batch: windows per call.
-
-    Yields:
-        float32 [P, C, n], one block per window, whose lengths n sum to T.
+    Attributes:
+        samples_CT: float32 [C, `Windows.length_of` the signal], zero beyond the signal's end.
+        start: its first sample in the signal.
+        total: length of the signal with its last window, None with the others.
     """
-    samples = wave_CT.shape[-1]
-    outputs = _process(wave_CT, windows, process_batch, batch)
-    yield from overlap_add(outputs, windows, samples)
+
+    samples_CT: np.ndarray
+    start: int
+    total: int | None = None
 
 
-def overlap_add(
-    outputs: Iterable[np.ndarray], windows: Windows, samples: int
-) -> Iterator[np.ndarray]:
-    """Joins processed windows.
+class Cutter:
+    """Cuts a signal that comes in blocks into the windows of `Windows.starts`.
 
-    Args:
-        outputs: float32 [..., window] of each of `windows.starts(samples)`, in order.
-        windows: how the signal was cut.
-        samples: length T of the signal.
-
-    Yields:
-        float32 [..., n], one block per window, whose lengths n sum to T.
+    It keeps two windows at most, however long the signal is.
     """
-    fade_in = windows.fade_in()
-    fade = len(fade_in)
-    starts, joins = windows.starts(samples), [*windows.joins(samples), samples]
-    tail = None
-    for i, (start, output) in enumerate(zip(starts, outputs, strict=True)):
-        block = np.array(output[..., joins[i] - start : joins[i + 1] - start], np.float32)
-        if tail is not None:
-            block[..., :fade] *= fade_in
-            block[..., :fade] += tail
-        end = joins[i + 1] - start
-        tail = (
-            np.array(output[..., end : end + fade] * (1 - fade_in)) if start < starts[-1] else None
-        )
-        yield block
+
+    def __init__(self, windows: Windows, channels: int):
+        """For signals of `channels` channels."""
+        self._windows = windows
+        self._kept_CT = np.zeros((channels, 0), np.float32)
+        self._first = self._next = 0  # sample that is kept, and start of the next window
+
+    def push(self, samples_CT: np.ndarray) -> Iterator[Window]:
+        """Takes a block, float32 [C, n], and gives the windows that are complete."""
+        self._kept_CT = np.concatenate([self._kept_CT, samples_CT], axis=1)
+        size, step = self._windows.window_samples, self._windows.step_samples
+        while self._first + self._kept_CT.shape[1] > self._next + size:
+            yield self._window(self._next, size)
+            # The last window begins after this one: earlier samples are not needed any more.
+            self._kept_CT = self._kept_CT[:, self._next - self._first :]
+            self._first, self._next = self._next, self._next + step
+
+    def finish(self) -> Window:
+        """The last window of the signal."""
+        total = self._first + self._kept_CT.shape[1]
+        size = self._windows.length_of(total)
+        return self._window(self._windows.starts(total)[-1], size, total)
+
+    def _window(self, start: int, size: int, total: int | None = None) -> Window:
+        part_CT = self._kept_CT[:, start - self._first :][:, :size]
+        window_CT = np.zeros((len(part_CT), size), np.float32)
+        window_CT[:, : part_CT.shape[1]] = part_CT
+        return Window(window_CT, start, total)
 
 
-def _process(
-    wave_CT: np.ndarray,
-    windows: Windows,
-    process_batch: Callable[[np.ndarray], np.ndarray],
-    batch: int,
-) -> Iterator[np.ndarray]:
-    """Processed windows [P, C, window], in order."""
-    channels, samples = wave_CT.shape
-    starts = windows.starts(samples)
-    for first in range(0, len(starts), batch):
-        group = starts[first : first + batch]
-        block_WCT = np.zeros((batch, channels, windows.window_samples), np.float32)
-        for row, start in enumerate(group):
-            part_CT = wave_CT[:, start : start + windows.window_samples]
-            block_WCT[row, :, : part_CT.shape[-1]] = part_CT
-        yield from np.asarray(process_batch(block_WCT))[: len(group)]
+class OverlapAdd:
+    """Joins processed windows; what comes out is finished and in order."""
+
+    def __init__(self, windows: Windows):
+        """For signals that `windows` has cut."""
+        self._windows, self._fade_in = windows, windows.fade_in()
+        self._join, self._tail = 0, None  # where the last cross-fade began, and what it needs
+
+    def push(self, output: np.ndarray, start: int, total: int | None = None) -> np.ndarray:
+        """Takes the output of the next window.
+
+        Args:
+            output: float32 [..., window].
+            start: as of the `Window`.
+            total: as of the `Window`.
+
+        Returns:
+            float32 [..., n]; the lengths n of all windows sum to `total`.
+        """
+        fade, end = self._windows.fade_samples, self._windows.used_samples
+        end = end if total is None else total - start
+        block = np.array(output[..., self._join - start : end], np.float32)
+        if self._tail is not None:
+            block[..., :fade] *= self._fade_in
+            block[..., :fade] += self._tail
+        self._tail = output[..., end : end + fade] * (1 - self._fade_in) if total is None else None
+        self._join = start + end
+        return block

@@ -3,16 +3,17 @@
 Samples are `[C, T]`: C channels, T samples per channel.
 """
 
+import contextlib
 import os
 import secrets
+import struct
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
-from scipy.io import wavfile
 
 from opensep_jax.signal.audio import AudioError
 
@@ -44,6 +45,8 @@ _PCM_BITS = {"PCM_16": 16, "PCM_24": 24}
 _BYTES = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
 _BLOCK_FRAMES = 1 << 16  # libsndfile's Vorbis writer overflows its stack on very long writes
 _MAX_WAV_BYTES = 2**32 - 4096
+_NO_LIMIT = 2**63
+_MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def quantize(samples: np.ndarray, subtype: str) -> tuple[np.ndarray, int]:
@@ -76,18 +79,142 @@ def quantize(samples: np.ndarray, subtype: str) -> tuple[np.ndarray, int]:
     return np.clip(steps, -full, full - 1) / full, int(clipped)
 
 
+class AudioWriter:
+    """An audio file that is written block by block; a context manager.
+
+    It appears complete under its name when the context ends, or not at all if an error ended it.
+
+    Attributes:
+        clipped: how many samples the PCM grid has clipped so far; 0 for float and lossy formats.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        sample_rate_hz: int,
+        channels: int,
+        subtype: str | None = None,
+        frames: int = 0,
+    ):
+        """Opens a file.
+
+        Args:
+            path: target; its suffix picks the format, one of WRITE_FORMATS. The folder must exist.
+            sample_rate_hz: samples per second and channel.
+            channels: number of them.
+            subtype: one of the format's in WRITE_FORMATS, by default its first.
+            frames: samples per channel that are expected; WAV of more than 4 GiB becomes RF64.
+
+        Raises:
+            AudioError: if the format cannot hold these channels or this rate, or the system refuses
+                the write; the message says what would work.
+        """
+        self._path = Path(path)
+        self._kind = WRITE_FORMATS.get(self._path.suffix.lower())
+        self._subtype = _check_writable(self._path, self._kind, channels, sample_rate_hz, subtype)
+        self._channels, self.clipped = channels, 0
+        self._held: list[np.ndarray] = []  # blocks that are not written yet
+        self._size = channels * _BYTES.get(self._subtype, 0)  # of a frame; lossy: no matter
+        self._room = _MAX_WAV_BYTES if self._kind.name == "WAV" else _NO_LIMIT
+        is_long = frames * self._size > self._room
+        self._room = _NO_LIMIT if is_long else self._room
+        self._part = self._path.with_name(f".{secrets.token_hex(8)}.part")
+        with self._named():
+            if self._subtype == "FLOAT":
+                # Not libsndfile: its float WAV carries the time of writing in a PEAK chunk.
+                self._file = _FloatWav(self._part, sample_rate_hz, channels, is_long)
+            else:
+                raw = os.fsencode(self._part)  # which need not be UTF-8
+                options = {
+                    "subtype": self._subtype,
+                    "format": "RF64" if is_long else self._kind.name,
+                }
+                self._file = soundfile.SoundFile(raw, "w", sample_rate_hz, channels, **options)
+
+    def __enter__(self) -> "AudioWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            with self._named():
+                try:
+                    if kind is None:
+                        self._flush(1)
+                finally:
+                    self._file.close()
+                if kind is None:
+                    if self._kind.name == "OGG":
+                        _zero_ogg_serial(self._part)
+                    os.replace(self._part, self._path)
+        finally:
+            self._part.unlink(missing_ok=True)
+
+    def write(self, samples_CT: np.ndarray) -> None:
+        """Appends a block.
+
+        Args:
+            samples_CT: float32 [C, n], finite. "FLOAT" keeps every bit; PCM rounds to the nearest
+                step and clips outside [-1, 1).
+
+        Raises:
+            AudioError: if samples are not as above, or the system refuses the write.
+        """
+        bad = np.count_nonzero(~np.isfinite(samples_CT))
+        if bad or len(samples_CT) != self._channels:
+            problem = f"{bad} of {samples_CT.size} samples are NaN or infinite"
+            shape = f"need samples [{self._channels}, n], got shape {samples_CT.shape}"
+            raise AudioError(self._path, problem if bad else shape)
+        self._room -= samples_CT.shape[1] * self._size
+        if self._room < 0:
+            raise AudioError(self._path, "WAV of unknown length holds at most 4 GiB; write .flac")
+        samples_TC = samples_CT.T
+        if self._subtype in _PCM_BITS:
+            grid, clipped = quantize(samples_TC, self._subtype)
+            self.clipped += clipped
+            dtype = np.int16 if self._subtype == "PCM_16" else np.int32  # which is top-aligned
+            samples_TC = (grid * 2.0 ** (np.iinfo(dtype).bits - 1)).astype(dtype)
+        self._held.append(samples_TC)
+        if sum(map(len, self._held)) >= _BLOCK_FRAMES:
+            self._flush(_BLOCK_FRAMES)
+
+    def _flush(self, least: int) -> None:
+        """Writes what is held in blocks of one size: Vorbis files depend on it."""
+        held_TC = np.concatenate(self._held) if self._held else np.zeros((0, self._channels))
+        with self._named():
+            while len(held_TC) >= least:
+                self._file.write(held_TC[:_BLOCK_FRAMES])
+                held_TC = held_TC[_BLOCK_FRAMES:]
+        self._held = [held_TC]
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the file in what goes wrong, and leaves nothing of it behind."""
+        try:
+            try:
+                yield
+            except OSError as err:
+                raise AudioError(self._path, f"cannot be written: {err.strerror}") from err
+            except (soundfile.LibsndfileError, AssertionError) as err:
+                # soundfile asserts that every sample went out: a full disk ends there.
+                reason = getattr(err, "error_string", "the write was cut short")
+                why = f"cannot be written ({reason}): is the disk full?"
+                raise AudioError(self._path, why) from err
+        except AudioError:
+            self._part.unlink(missing_ok=True)
+            raise
+
+
 def write_audio(
     path: str | os.PathLike,
     samples_CT: np.ndarray,
     sample_rate_hz: int,
     subtype: str | None = None,
 ) -> int:
-    """Writes a file in one step: it appears complete under its name or not at all.
+    """Writes a whole file; see `AudioWriter`.
 
     Args:
-        path: target; its suffix picks the format, one of WRITE_FORMATS. The folder must exist.
-        samples_CT: float32 [C, T], T >= 1, finite. "FLOAT" keeps every bit; PCM rounds to the
-            nearest step and clips outside [-1, 1).
+        path: target.
+        samples_CT: float32 [C, T], T >= 1, finite.
         sample_rate_hz: samples per second and channel.
         subtype: one of the format's in WRITE_FORMATS, by default its first.
 
@@ -97,54 +224,25 @@ def write_audio(
     Raises:
         AudioError: if the format cannot hold these channels, rate or samples, or the system
             refuses the write; the message says what would work.
-
-    Source: ours.
     """
-    path = Path(path)
     samples_CT = np.asarray(samples_CT, np.float32)
-    subtype = _check_writable(path, samples_CT, sample_rate_hz, subtype)
-    clipped = 0
-    samples_TC = samples_CT.T
-    if subtype in _PCM_BITS:
-        grid, clipped = quantize(samples_TC, subtype)
-        dtype = np.int16 if subtype == "PCM_16" else np.int32  # soundfile: int32 is top-aligned
-        samples_TC = (grid * 2.0 ** (np.iinfo(dtype).bits - 1)).astype(dtype)
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        if subtype == "FLOAT":
-            # Not libsndfile: its float WAV carries the time of writing in a PEAK chunk.
-            wavfile.write(part, sample_rate_hz, samples_TC)
-        else:
-            name = WRITE_FORMATS[path.suffix.lower()].name
-            _encode_libsndfile(part, samples_TC, sample_rate_hz, name, subtype)
-        os.replace(part, path)
-    except OSError as err:
-        raise AudioError(path, f"cannot be written: {err.strerror}") from err
-    except (soundfile.LibsndfileError, AssertionError) as err:
-        # soundfile asserts that every sample went out: a full disk ends there.
-        reason = getattr(err, "error_string", "the write was cut short")
-        raise AudioError(path, f"cannot be written ({reason}): is the disk full?") from err
-    finally:
-        part.unlink(missing_ok=True)
-    return clipped
+    if samples_CT.ndim != 2 or not samples_CT.size:
+        raise AudioError(path, f"need samples [C, T] with T >= 1, got shape {samples_CT.shape}")
+    channels, frames = samples_CT.shape
+    with AudioWriter(path, sample_rate_hz, channels, subtype, frames) as writer:
+        writer.write(samples_CT)
+    return writer.clipped
 
 
 def _check_writable(
-    path: Path, samples_CT: np.ndarray, sample_rate_hz: int, subtype: str | None
+    path: Path, kind: WriteFormat | None, channels: int, sample_rate_hz: int, subtype: str | None
 ) -> str:
     """Raises AudioError for what the format cannot hold; returns the subtype to write."""
-    kind = WRITE_FORMATS.get(path.suffix.lower())
     if kind is None:
         raise AudioError(path, f"cannot write this suffix; use {', '.join(WRITE_FORMATS)}")
     subtype = subtype or kind.subtypes[0]
     if subtype not in kind.subtypes:
         raise AudioError(path, f"{kind.name} cannot hold {subtype}; use {kind.subtypes}")
-    if samples_CT.ndim != 2 or not samples_CT.size:
-        raise AudioError(path, f"need samples [C, T] with T >= 1, got shape {samples_CT.shape}")
-    bad = np.count_nonzero(~np.isfinite(samples_CT))
-    if bad:
-        raise AudioError(path, f"{bad} of {samples_CT.size} samples are NaN or infinite")
-    channels = samples_CT.shape[0]
     remedy = "" if kind.name == "WAV" else "; write .wav instead"
     if channels > kind.max_channels:
         limit = f"{kind.name} holds at most {kind.max_channels} channels"
@@ -152,36 +250,62 @@ def _check_writable(
     if sample_rate_hz not in kind.rates_hz:
         limit = f"{kind.name} holds sample rates of {kind.rates_text}"
         raise AudioError(path, f"{limit}, got {sample_rate_hz} Hz{remedy}")
-    if kind.name == "WAV" and samples_CT.size * _BYTES[subtype] > _MAX_WAV_BYTES:
-        raise AudioError(path, "WAV holds at most 4 GiB; write .flac instead, or shorter pieces")
     return subtype
 
 
-def _encode_libsndfile(
-    path: Path, samples_TC: np.ndarray, rate_hz: int, name: str, subtype: str
-) -> None:
-    channels = samples_TC.shape[1]
-    raw = os.fsencode(path)  # which need not be UTF-8
-    with soundfile.SoundFile(raw, "w", rate_hz, channels, subtype, format=name) as file:
-        for start in range(0, len(samples_TC), _BLOCK_FRAMES):
-            file.write(samples_TC[start : start + _BLOCK_FRAMES])
-    if name == "OGG":
-        path.write_bytes(_ogg_without_serial(path.read_bytes()))
+class _FloatWav:
+    """A WAV file of float32 samples: RIFF, or RF64 (EBU Tech 3306) for more than 4 GiB."""
+
+    def __init__(self, path: Path, sample_rate_hz: int, channels: int, is_long: bool):
+        self._stream = path.open("wb")
+        self._rate_hz, self._channels, self._is_long, self._frames = (
+            sample_rate_hz, channels, is_long, 0,
+        )  # fmt: skip
+        self._stream.write(self._header())
+
+    def write(self, samples_TC: np.ndarray) -> None:
+        self._stream.write(np.ascontiguousarray(samples_TC, "<f4").data)
+        self._frames += len(samples_TC)
+
+    def close(self) -> None:
+        with self._stream:
+            self._stream.seek(0)
+            self._stream.write(self._header())
+
+    def _header(self) -> bytes:
+        size, rate_hz = 4 * self._channels, self._rate_hz
+        data = self._frames * size
+        form = struct.pack("<HHIIHHH", 3, self._channels, rate_hz, rate_hz * size, size, 32, 0)
+        fact = struct.pack("<4sII", b"fact", 4, min(self._frames, 2**32 - 1))
+        chunks = b"WAVE%sfmt " + struct.pack("<I", len(form)) + form + fact + b"data"
+        if not self._is_long:
+            body = chunks % b""
+            return (
+                b"RIFF" + struct.pack("<I", len(body) + 4 + data) + body + struct.pack("<I", data)
+            )
+        sizes = struct.pack("<4sIQQQI", b"ds64", 28, 0, data, self._frames, 0)
+        body = chunks % sizes
+        sizes = struct.pack("<4sIQQQI", b"ds64", 28, len(body) + 4 + data, data, self._frames, 0)
+        return b"RF64" + b"\xff" * 4 + chunks % sizes + b"\xff" * 4
 
 
-def _ogg_without_serial(data: bytes) -> bytes:
+def _zero_ogg_serial(path: Path) -> None:
     """Sets the stream number, which libsndfile draws from the clock, to 0 on every page."""
-    reverse = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-    pages, start = [], 0
-    while start < len(data):
-        # Page (RFC 3533): 14 bytes, serial, sequence number, checksum, segment table, segments.
-        table_end = start + 27 + data[start + 26]
-        end = table_end + sum(data[start + 27 : table_end])
-        page = bytearray(data[start:end])
-        page[14:18] = page[22:26] = bytes(4)
-        # Ogg's CRC is zlib's polynomial on mirrored bits, starting at 0 and not inverted.
-        crc = zlib.crc32(page.translate(reverse), 0xFFFFFFFF) ^ 0xFFFFFFFF
-        page[22:26] = crc.to_bytes(4, "little").translate(reverse)[::-1]
-        pages.append(page)
-        start = end
-    return b"".join(pages)
+    with path.open("r+b") as stream:
+        while page := _next_page(stream):
+            page[14:18] = page[22:26] = bytes(4)
+            # Ogg's CRC is zlib's polynomial on mirrored bits, starting at 0 and not inverted.
+            crc = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+            page[22:26] = crc.to_bytes(4, "little").translate(_MIRRORED)[::-1]
+            stream.seek(-len(page), os.SEEK_CUR)
+            stream.write(page)
+
+
+def _next_page(stream: BinaryIO) -> bytearray:
+    """A page of an Ogg stream; empty at its end."""
+    # RFC 3533: 14 bytes, serial, sequence number, checksum, segment table, segments.
+    page = bytearray(stream.read(27))
+    if page:
+        page += stream.read(page[26])
+        page += stream.read(sum(page[27:]))
+    return page

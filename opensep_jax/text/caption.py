@@ -12,14 +12,15 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import jax
 import numpy as np
 
-from opensep_jax.signal.audio import resample
+from opensep_jax.signal.audio import audio_info, read_parts
+from opensep_jax.signal.resampling import resample
 
 POLICIES = ("multi", "start", "centre", "seeded")  # which windows of a long recording are heard
 _BACKENDS = {  # modules with `load(argument)`, by the name before the colon
@@ -96,14 +97,13 @@ class Captioner:
         self._resample = getattr(backend, "resample", resample)
         self._batch = batch or (1 if jax.default_backend() == "cpu" else 8)
 
-    def hear(self, wave: np.ndarray, sample_rate_hz: int, key: str = "") -> list[np.ndarray]:
+    def hear(self, wave: np.ndarray, sample_rate_hz: int) -> list[np.ndarray]:
         """Cuts the windows that will be captioned out of a recording.
 
         Args:
             wave: Float [C, T] or [T], T >= 1, any length. What exceeds full scale is scaled down;
                 channels are averaged.
             sample_rate_hz: Of the recording.
-            key: Not used; see `WrittenCaptions`.
 
         Returns:
             Float32 [window] each, in the order of time; none that is silent (80 dB below full
@@ -114,8 +114,20 @@ class Captioner:
         """
         wave_CT = _checked(wave)
         size = math.ceil(self._backend.window_s * sample_rate_hz)
-        parts = (_mono(wave_CT[:, start : start + size]) for start in self._starts(wave_CT, size))
-        return [self._fit(part, sample_rate_hz) for part in parts if np.abs(part).max() >= _SILENCE]
+        starts = self._starts(wave_CT.shape[1], size, lambda: wave_CT[:, :size])
+        return self._windows((wave_CT[:, start : start + size] for start in starts), sample_rate_hz)
+
+    def hear_file(self, path: str | os.PathLike) -> list[np.ndarray]:
+        """`hear` of an audio file of any length, of which only the windows are kept in memory.
+
+        Raises:
+            AudioError: The file cannot be read as far as it is heard.
+        """
+        info = audio_info(path)
+        size = math.ceil(self._backend.window_s * info.sample_rate_hz)
+        starts = self._starts(info.frames, size, lambda: read_parts(path, [0], size)[0])
+        parts = (part_CT for part_CT in read_parts(path, starts, size) if part_CT.size)
+        return self._windows(parts, info.sample_rate_hz)
 
     def tell(self, heard: Sequence[list[np.ndarray]]) -> list[str]:
         """Captions recordings, a batch of windows at a time.
@@ -142,17 +154,22 @@ class Captioner:
         """Captions recordings of one rate: `hear` and `tell`."""
         return self.tell([self.hear(wave, sample_rate_hz) for wave in waves])
 
-    def _starts(self, wave_CT: np.ndarray, size: int) -> list[int]:
-        """First samples of the windows of `size` samples that are heard."""
-        last = max(0, wave_CT.shape[1] - size)
+    def _starts(self, samples: int, size: int, head: Callable[[], np.ndarray]) -> list[int]:
+        """First samples of the windows of `size` samples that are heard; `head` is the first."""
+        last = max(0, samples - size)
         if self.policy == "multi":
-            count = min(-(-wave_CT.shape[1] // size), self.max_windows)
-            return [int(start) for start in np.linspace(0, last, count)]
+            count = min(-(-samples // size), self.max_windows)
+            return [int(start) for start in np.linspace(0, last, max(1, count))]
         if self.policy == "seeded":
-            head_CT = np.ascontiguousarray(wave_CT[:, :size], np.float32)
+            head_CT = np.ascontiguousarray(head(), np.float32)
             rng = np.random.default_rng((self._seed, zlib.crc32(head_CT)))
             return [int(rng.integers(last + 1))]
         return [last // 2 if self.policy == "centre" else 0]
+
+    def _windows(self, parts: Iterable[np.ndarray], rate_hz: int) -> list[np.ndarray]:
+        """What is not silent of parts [C, n], as the network wants it."""
+        mono = (_mono(part_CT) for part_CT in parts)
+        return [self._fit(mono_T, rate_hz) for mono_T in mono if np.abs(mono_T).max() >= _SILENCE]
 
     def _fit(self, mono_T: np.ndarray, rate_hz: int) -> np.ndarray:
         """At the network's rate and in its length."""
@@ -193,14 +210,12 @@ class WrittenCaptions:
             if line.strip():
                 self._add(line, f"{path}:{number}")
 
-    def hear(self, wave: np.ndarray, sample_rate_hz: int, key: str) -> str:
+    def hear_file(self, path: str | os.PathLike) -> str:
         """Looks a caption up.
 
         Args:
-            wave: Not listened to.
-            sample_rate_hz: Not used.
-            key: The path of the recording. It is found as written, from the current folder, from
-                the file's folder, and last by its name alone if that has one caption.
+            path: Of the recording, not opened. It is found as written, from the current folder,
+                from the file's folder, and last by its name alone if that has one caption.
 
         Returns:
             Its caption.
@@ -208,7 +223,7 @@ class WrittenCaptions:
         Raises:
             ValueError: The recording is not in the file, or only its name is and more than once.
         """
-        return self._look_up(key)
+        return self._look_up(os.fspath(path))
 
     def tell(self, heard: Sequence[str]) -> list[str]:
         """The captions that `hear` has found."""
@@ -247,7 +262,7 @@ def load_captioner(
     seed: int = 0,
     batch: int | None = None,
 ) -> Captioner | WrittenCaptions:
-    """Loads a captioner by name; both kinds have `id`, `hear` and `tell`.
+    """Loads a captioner by name; both kinds have `id`, `hear_file` and `tell`.
 
     Args:
         name: "demo" (small, shipped), "clapcap" or "clapcap:<path>", "whisper:<hub id or folder>",

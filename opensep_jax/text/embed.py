@@ -4,9 +4,11 @@ A prompt's states are a function of the prompt alone: it is padded to a length t
 own number of tokens, in a batch of constant size, so neither order nor company changes a bit.
 """
 
+import collections
 import json
 import logging
 import re
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 16  # prompts per call of the network
 BUCKETS = (16, 32, 64, 128, 256, 512)  # padded lengths, tokens
+_REMEMBERED = 256  # prompts whose states are kept: the same sources are asked for again and again
 # Where a property ends; a full stop counts at a word's end only, so that "2.5 kHz" stays whole.
 _BOUNDARY = re.compile(r", |;|\.(?=\s|$)")
 
@@ -42,7 +45,7 @@ class TextEncoder:
         max_tokens: Longest sequence, special tokens included.
         fixed_tokens: Where not 0, every prompt is padded to as many tokens, and what the network
             makes of the padding counts as states of the prompt.
-        truncated: Number of prompts that `encode` has cut so far.
+        truncated: Number of prompts that `encode` has cut so far, those that it remembered apart.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class TextEncoder:
         longest = fixed_tokens or self.max_tokens
         self._buckets = (*(b for b in BUCKETS if b < longest), longest)
         self._params = jax.device_put(params)
+        self._known: collections.OrderedDict[str, np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()  # several threads may encode
 
         def apply(params: dict, ids_BL: jax.Array, mask_BL: jax.Array) -> jax.Array:
             return network.apply({"params": params}, ids_BL, mask_BL).astype(jnp.bfloat16)
@@ -81,7 +86,9 @@ class TextEncoder:
         self._apply = jax.jit(apply)
 
     def encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
-        """Computes the token states of each prompt.
+        """Computes the token states of each prompt, or remembers them.
+
+        A call of the network costs the same for one prompt as for `BATCH`: give many at once.
 
         Args:
             prompts: Texts of any length. One of more than `max_tokens` is cut behind its last
@@ -94,6 +101,24 @@ class TextEncoder:
         """
         if isinstance(prompts, str):
             raise ValueError("encode takes a list of prompts, not one string")
+        with self._lock:
+            states = {p: self._known[p] for p in prompts if p in self._known}
+            new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in states]
+            states |= zip(new, self._encode(new), strict=True)
+            for prompt in dict.fromkeys(prompts):
+                self._known[prompt] = states[prompt]
+                self._known.move_to_end(prompt)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return [states[prompt] for prompt in prompts]
+
+    def exceeds(self, prompts: Sequence[str]) -> list[bool]:
+        """Which of these prompts `encode` cuts."""
+        encoded = self._tokenizer.encode_batch(list(prompts))
+        return [len(tokens.ids) > self.max_tokens for tokens in encoded]
+
+    def _encode(self, prompts: Sequence[str]) -> list[np.ndarray]:
+        """The states of distinct prompts."""
         ids = self._tokenize(prompts)
         groups: dict[int, list[int]] = {}
         for i, tokens in enumerate(ids):
@@ -106,12 +131,8 @@ class TextEncoder:
                 out_BLC = self._run([ids[i] for i in rows], bucket)
                 for i, out_LC in zip(rows, out_BLC, strict=False):
                     states[i] = out_LC[: max(len(ids[i]), self.fixed_tokens)].copy()
+                    states[i].flags.writeable = False  # they are shared
         return states
-
-    def exceeds(self, prompts: Sequence[str]) -> list[bool]:
-        """Which of these prompts `encode` cuts."""
-        encoded = self._tokenizer.encode_batch(list(prompts))
-        return [len(tokens.ids) > self.max_tokens for tokens in encoded]
 
     def _run(self, rows: list[list[int]], bucket: int) -> np.ndarray:
         """States [BATCH, bucket, C] of up to BATCH sequences; the other rows are meaningless."""

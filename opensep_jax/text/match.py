@@ -30,6 +30,11 @@ def match_names(said: Sequence[str], true: Sequence[Sequence[str]]) -> list[tupl
     return [(int(i), int(j)) for i, j in zip(rows, columns, strict=True) if score_ST[i, j] > 0]
 
 
+def means(said: str, name: str) -> bool:
+    """Whether a text means the same source as a name: "dog" means "dog barking"."""
+    return bool(match_names([said], [[name]]))
+
+
 def _similarity(said: frozenset[str], true: frozenset[str]) -> float:
     """More than 1 where names match, else 0."""
     dice = 2 * len(said & true) / max(1, len(said) + len(true))

@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
+from scipy.io import wavfile
 
 from opensep_jax.signal import audio, write
 from opensep_jax.signal.audio import AudioError
@@ -128,6 +130,54 @@ def test_a_full_disk_is_named(tmp_path, name, subtype):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "name, subtype",
+    [("x.wav", "FLOAT"), ("x.wav", "PCM_24"), ("x.flac", "PCM_16"), ("x.ogg", None)],
+)
+def test_blocks_make_the_same_file(tmp_path, name, subtype):
+    samples = noise(2, 150_000)
+    write.write_audio(tmp_path / name, samples, 44_100, subtype)
+    with write.AudioWriter(tmp_path / f"b{name}", 44_100, 2, subtype) as writer:
+        for start in range(0, 150_000, 7001):
+            writer.write(samples[:, start : start + 7001])
+        assert not (tmp_path / f"b{name}").exists()
+    assert (tmp_path / f"b{name}").read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_float_wav_is_what_scipy_writes(tmp_path):
+    samples = noise(3, 1000)
+    write.write_audio(tmp_path / "x.wav", samples, 44_100)
+    wavfile.write(tmp_path / "y.wav", 44_100, samples.T)
+    assert (tmp_path / "x.wav").read_bytes() == (tmp_path / "y.wav").read_bytes()
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "PCM_16"])
+def test_more_than_a_wav_holds(tmp_path, monkeypatch, subtype):
+    """The sizes of RF64 are read from its own chunk, so a small file tells."""
+    monkeypatch.setattr(write, "_MAX_WAV_BYTES", 20_000)
+    samples = noise(2, 8000)
+    write.write_audio(tmp_path / "x.wav", samples, 44_100, subtype)
+    assert (tmp_path / "x.wav").read_bytes()[:4] == b"RF64"
+    assert soundfile.info(tmp_path / "x.wav").frames == 8000
+    back = audio.read_audio(tmp_path / "x.wav")
+    np.testing.assert_array_equal(back.samples_CT, write.quantize(samples, subtype)[0])
+    with pytest.raises(AudioError, match="y.wav: WAV of unknown length holds at most 4 GiB"):
+        with write.AudioWriter(tmp_path / "y.wav", 44_100, 2, subtype) as writer:
+            writer.write(samples)
+    assert os.listdir(tmp_path) == ["x.wav"]
+
+
+def test_an_error_leaves_no_file(tmp_path):
+    with pytest.raises(KeyError):
+        with write.AudioWriter(tmp_path / "x.flac", 44_100, 1) as writer:
+            writer.write(noise(1, 100))
+            raise KeyError
+    with pytest.raises(AudioError, match=r"need samples \[1, n\], got shape \(2, 100\)"):
+        with write.AudioWriter(tmp_path / "x.flac", 44_100, 1) as writer:
+            writer.write(noise(2, 100))
     assert os.listdir(tmp_path) == []
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opensep_jax.text.caption import Captioner, WrittenCaptions, join_captions, load_captioner
+from opensep_jax.signal.write import write_audio
+from opensep_jax.text.caption import (
+    POLICIES,
+    Captioner,
+    WrittenCaptions,
+    join_captions,
+    load_captioner,
+)
 
 RATE_HZ = 1000
 
@@ -59,6 +66,18 @@ def test_seeded_windows_are_a_function_of_seed_and_content():
 
     assert hear(0, wave_T, other_T) == hear(0, other_T, wave_T)[::-1]
     assert len({hear(seed, wave_T)[0] for seed in range(8)}) > 4
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("seconds", [0.5, 7.25])
+def test_a_file_is_heard_as_its_samples_are(tmp_path: Path, policy: str, seconds: float):
+    """From a stream of blocks, with only the windows in memory."""
+    wave_CT = np.stack([_noise(round(seconds * 2000), seed) for seed in range(2)])
+    write_audio(tmp_path / "x.wav", wave_CT, 2000)
+    captioner = Captioner(Ear(), policy=policy, max_windows=3)
+    heard = captioner.hear_file(tmp_path / "x.wav")
+    assert len(heard) == (3 if policy == "multi" and seconds > 1 else 1)
+    np.testing.assert_array_equal(heard, captioner.hear(wave_CT, 2000))
 
 
 def test_last_window_of_multi_ends_with_the_recording():
@@ -178,7 +197,7 @@ def test_captions_from_a_file(tmp_path: Path, monkeypatch):
     assert isinstance(captioner, WrittenCaptions)
 
     def told(*keys: str) -> list[str]:
-        return captioner.tell([captioner.hear(np.zeros(1), RATE_HZ, key) for key in keys])
+        return captioner.tell([captioner.hear_file(key) for key in keys])
 
     keys = (str(tmp_path / "a/x.wav"), str(tmp_path / "b/x.wav"), "near/y.wav", "z.wav")
     assert told(*keys) == ["a dog", "a cat", "rain", ""]

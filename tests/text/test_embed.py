@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from opensep_jax.text import embed
 from opensep_jax.text.embed import TextEncoder, load_text_encoder
 from tests.tiny_text_encoder import MAX_TOKENS, write_tiny_bert
 
@@ -100,6 +101,21 @@ def test_no_more_tokens_than_the_network_takes(encoder: TextEncoder):
     (states,) = encoder.encode(["dog " * 500])
     assert states.shape == (MAX_TOKENS, 16)
     assert encoder.truncated == before + 1
+
+
+def test_prompts_are_remembered(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    encoder, runs = load_text_encoder(str(folder)), []
+    real = encoder._run
+    monkeypatch.setattr(encoder, "_run", lambda *args: runs.append(args) or real(*args))
+    monkeypatch.setattr(embed, "_REMEMBERED", 3)
+    first = encoder.encode(["dog", "cello", "dog"])
+    assert len(runs) == 1 and len(runs[0][0]) == 2
+    assert _equal(encoder.encode(["cello", "dog", "dog"]), [first[1], first[0], first[0]])
+    assert len(runs) == 1
+    encoder.encode(["bark", "high"])  # the cello has not been asked for the longest
+    assert _equal(encoder.encode(["dog"]), first[:1]) and len(runs) == 2
+    encoder.encode(["cello"])
+    assert len(runs) == 3
 
 
 def test_compiles_once_per_length(folder: Path):

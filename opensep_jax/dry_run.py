@@ -1,0 +1,101 @@
+"""What a run of `infer` would do, how long it would take and how much room it needs."""
+
+import dataclasses
+import resource
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from opensep_jax import results
+from opensep_jax.api import Separator
+from opensep_jax.engine import Row
+from opensep_jax.inputs import Job
+from opensep_jax.signal.audio import AudioError, AudioInfo, audio_info
+from opensep_jax.signal.streaming import Window
+from opensep_jax.work import Options
+
+_FOUND = 3  # sources that are presumed of an input that nobody has described
+_ROUNDS = 3  # windows that are timed
+_BYTES = {"PCM_16": 2, "PCM_24": 3}  # of a sample; lossy formats take less than the four of FLOAT
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one input: windows, prompts of each, and bytes on disk while it is written."""
+
+    windows: int
+    prompts: int
+    output_bytes: int
+
+
+def dry_run(jobs: Sequence[Job], separator: Separator, options: Options) -> int:
+    """Prints a line for each input and a summary.
+
+    The time is that of a window of the separator on this machine, measured now; what listening and
+    parsing take is not in it. The memory is what this process has needed for that window: a run
+    needs no more however long the inputs are, captioner and language model apart.
+
+    Returns:
+        How many inputs cannot be read.
+    """
+    estimates, failed, seconds = [], 0, 0.0
+    for job in jobs:
+        try:
+            if job.problem:
+                raise AudioError(job.path, job.problem)
+            info = audio_info(job.path)
+        except AudioError as error:
+            failed += 1
+            print(f"error    {error}")
+            continue
+        if not options.overwrite and results.read_record(options.out / job.relative):
+            print(f"done     {job.path}")
+            continue
+        estimate = _estimate(job, info, separator, options)
+        estimates.append(estimate)
+        seconds += info.seconds
+        print(
+            f"to do    {job.path}: {info.seconds:.1f} s, {info.channels} channel(s), "
+            f"{info.sample_rate_hz} Hz, {estimate.windows} windows, {estimate.prompts} prompts"
+        )
+    window_s = {n: _window_s(separator, n) for n in {e.prompts for e in estimates}}
+    total_s = sum(e.windows * window_s[e.prompts] for e in estimates)
+    output = sum(e.output_bytes for e in estimates)
+    speed = f" ({seconds / total_s:.1f}x real time)" if total_s else ""
+    print(f"{len(estimates)} inputs, {seconds / 60:.1f} min of sound, {failed} that cannot be read")
+    print(f"time     about {total_s / 60:.1f} min on this machine{speed}")
+    print(f"memory   about {_peak_bytes() / 2**30:.2f} GiB")
+    print(f"disk     at most {output / 2**30:.3f} GiB in {options.out}")
+    return failed
+
+
+def _estimate(job: Job, info: AudioInfo, separator: Separator, options: Options) -> Estimate:
+    rate_hz = separator.engine.net.sample_rate_hz
+    samples = -(-info.frames * rate_hz // info.sample_rate_hz)
+    asked = len(job.request.queries) or (_FOUND if job.request.worded else 0)
+    prompts = asked + len(job.request.suppressed)
+    files = prompts + options.residual + bool(job.request.suppressed)
+    size = _BYTES.get(options.encoding.subtype, 4) * info.frames * info.channels
+    return Estimate(len(separator.engine.windows.starts(samples)), prompts, files * size)
+
+
+def _window_s(separator: Separator, prompts: int) -> float:
+    """Seconds that the separator takes for a window of noise."""
+    engine = separator.engine
+    samples = engine.windows.window_samples
+    noise_CT = np.random.default_rng(0).standard_normal((1, samples)).astype(np.float32)
+    text = engine.embed([f"source {i}" for i in range(prompts)])
+    rows = [Row(Window(noise_CT, 0, samples), text)] * engine.batch
+    engine.start(rows)()  # compiles
+    start = time.monotonic()
+    for _ in range(_ROUNDS):
+        engine.start(rows)()
+    return (time.monotonic() - start) / _ROUNDS / engine.batch
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process has had so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,173 @@
+"""What becomes of an input's stems in `infer`: chosen, written and described, all or nothing."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from opensep_jax import __version__, results
+from opensep_jax.confidence import Evidence
+from opensep_jax.engine import Processed
+from opensep_jax.separation import (
+    SeparatedSource,
+    clipping_notes,
+    described,
+    judge,
+    with_share,
+    write_record,
+)
+from opensep_jax.stemfiles import RESIDUAL, WITHOUT, Selection, Spool, StemFiles, gain_to_fit
+from opensep_jax.stream import Signal
+from opensep_jax.text.match import means
+from opensep_jax.work import Options, Work
+
+logger = logging.getLogger("opensep_jax")
+
+
+class Output:
+    """A `stream.Sink` that writes the result folder of one input.
+
+    Stems go to their files as they come. Where they are chosen by what is in them, or turned down
+    to fit, they wait in a nameless file of the output folder until the input is done: 4 bytes for
+    each sample of the input and of each stem.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        options: Options,
+        signal: Signal,
+        notes: Sequence[str],
+        agreements: Callable[[Work, list[np.ndarray]], list[float | None]],
+    ):
+        """Opens the folder.
+
+        Args:
+            work: the input.
+            options: of the user.
+            signal: the input's sound.
+            notes: what is known of it before it is separated.
+            agreements: tells how far parts of stems, float32 [T], sound like their names.
+        """
+        self._work, self._options, self._notes = work, options, notes
+        self._signal, self._frames = signal, 0
+        self._agreements, self._evidence = agreements, Evidence(len(work.sources))
+        with contextlib.ExitStack() as closing:
+            staged = results.staged(options.out, work.job.relative)
+            self._folder: Path = closing.enter_context(staged)
+            everything = range(len(work.sources))
+            self._target: Spool | StemFiles = closing.enter_context(
+                Spool(self._folder, len(everything), signal.channels)
+                if self._waits()
+                else self._files(everything, signal.frames or 0)
+            )
+            self._closing = closing.pop_all()
+
+    def heard(self, processed: Processed) -> None:
+        """Collects what tells how far the stems can be trusted."""
+        self._evidence.add(processed)
+
+    def write(self, input_CT: np.ndarray, stems_SCT: np.ndarray) -> None:
+        """Appends a block."""
+        self._frames += input_CT.shape[1]
+        with self._work.timed("write"):
+            self._target.write(input_CT, stems_SCT)
+
+    def finish(self) -> None:
+        """Chooses among the stems, describes them, and gives the folder its name."""
+        work, files = self._work, self._target
+        stems_ST = [np.zeros(1, np.float32) if x is None else x for x in self._evidence.loudest_ST]
+        agreements = self._agreements(work, stems_ST)
+        sources = judge(work.sources, files.energies.shares(), self._evidence, agreements)
+        kept = self._chosen(sources)
+        if isinstance(files, Spool):
+            with work.timed("write"):
+                files = self._write_chosen(files, kept)
+        write_record(self._folder, self._record(sources, kept, files))
+        self._closing.close()
+
+    def abort(self) -> None:
+        """Leaves nothing."""
+        error = InterruptedError("not finished")
+        self._closing.__exit__(type(error), error, None)
+
+    def _waits(self) -> bool:
+        """Whether all must be known before the first sample is written."""
+        request = self._work.job.request
+        faint = request.listens and self._options.min_energy_share > 0
+        chosen = faint or request.only or request.max_sources or request.min_confidence
+        return bool(chosen and self._work.sources) or self._options.encoding.rescales
+
+    def _chosen(self, sources: Sequence[SeparatedSource]) -> list[int]:
+        """Indices of the stems that are written; the others stay in the residual."""
+        work, request = self._work, self._work.job.request
+        least_share = self._options.min_energy_share if request.listens else 0.0
+
+        def is_wanted(source: SeparatedSource) -> bool:
+            asked = not request.only or any(means(text, source.name) for text in request.only)
+            clear = source.confidence >= request.min_confidence
+            return asked and clear and source.energy_share >= least_share
+
+        kept = [i for i, s in enumerate(sources) if i not in work.suppressed and is_wanted(s)]
+        kept = sorted(kept, key=lambda i: -sources[i].energy_share)[: request.max_sources]
+        return sorted([*kept, *work.suppressed])
+
+    def _files(self, kept: Sequence[int], frames: int, gain: float = 1.0) -> StemFiles:
+        """The files of some stems."""
+        gone = [place for place, i in enumerate(kept) if i in self._work.suppressed]
+        return StemFiles(
+            self._folder,
+            [self._work.sources[i].name for i in kept],
+            self._options.encoding,
+            self._signal.sample_rate_hz,
+            self._signal.channels,
+            frames=frames,
+            gain=gain,
+            selection=Selection(self._options.residual, tuple(gone)),
+        )
+
+    def _write_chosen(self, spool: Spool, kept: Sequence[int]) -> StemFiles:
+        """Writes stems that have waited."""
+        gain = gain_to_fit(lambda: spool.blocks(kept), self._options.encoding)
+        with self._files(kept, self._frames, gain) as files:
+            for block in spool.blocks(kept):
+                files.write(*block)
+        return files
+
+    def _record(
+        self, sources: Sequence[SeparatedSource], kept: Sequence[int], files: StemFiles
+    ) -> dict:
+        """What `separation.json` says of the input and its stems."""
+        work, request, rate_hz = self._work, self._work.job.request, self._signal.sample_rate_hz
+        written = [
+            with_share(sources[i], share)
+            for i, share in zip(kept, files.energies.shares(), strict=True)
+        ]
+        missing = [t for t in request.only if not any(means(t, s.name) for s in sources)]
+        notes = [*self._notes, *(f"nothing like {text!r} is in it" for text in missing)]
+        notes += clipping_notes(files.clipping)
+        for note in notes:
+            logger.info("%s: %s", work.job.path, note)
+        others = {key: {"file": name} for key, name in files.others.items()}
+        if WITHOUT in others:
+            others[WITHOUT]["names"] = [work.sources[i].name for i in work.suppressed]
+        return {
+            "input": str(work.job.path),
+            "sample_rate_hz": rate_hz,
+            "channels": self._signal.channels,
+            "seconds": self._frames / rate_hz,
+            "caption": work.caption,
+            "sources": described(written, files.names),
+            "merged": [list(pair) for pair in work.found.merged] if work.found else [],
+            RESIDUAL: None,
+            **others,
+            "notes": notes,
+            "clipping": files.clipping,
+            "dropped": [dataclasses.asdict(s) for i, s in enumerate(sources) if i not in kept],
+            **work.identity,
+            "timings_s": work.seconds,
+            "version": __version__,
+        }

@@ -1,0 +1,78 @@
+"""An input of `infer` on its way through the stages, and what the user chose for all of them."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from opensep_jax.discovery import MIN_ENERGY_SHARE, Found, Heard
+from opensep_jax.inputs import Job
+from opensep_jax.stemfiles import Encoding
+from opensep_jax.text.source import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the user chose for all inputs.
+
+    Attributes:
+        out: folder of the results.
+        encoding: of the files.
+        enrich: whether queries get acoustic properties.
+        overwrite: whether results that are there are made again.
+        min_energy_share: discovered sources below it stay in the residual.
+        residual: whether the residual is written.
+    """
+
+    out: Path
+    encoding: Encoding
+    enrich: bool = False
+    overwrite: bool = False
+    min_energy_share: float = MIN_ENERGY_SHARE
+    residual: bool = True
+
+
+@dataclasses.dataclass(eq=False)
+class Work:
+    """An input on its way.
+
+    Attributes:
+        job: what was given.
+        identity: what its result depends on.
+        seconds: time spent by stage.
+        heard: what will be captioned, or its caption; None if there are queries.
+        found: its sources, where they come from a caption.
+        sources: what is separated.
+        suppressed: which of them are to be gone, as indices.
+        error: why it ends before it is separated.
+        length_s: of the sound, once it is open and if its header says so.
+        sample_rate_hz: of the sound, once it is open.
+    """
+
+    job: Job
+    identity: dict = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    heard: Heard | None = None
+    found: Found | None = None
+    sources: tuple[Source, ...] = ()
+    suppressed: tuple[int, ...] = ()
+    error: Exception | None = None
+    length_s: float | None = None
+    sample_rate_hz: int = 1
+
+    @property
+    def caption(self) -> str | None:
+        """What was heard, or said to be."""
+        return self.found.caption if self.found else self.job.request.caption
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Adds the time within to a stage."""
+        start = time.monotonic()
+        yield
+        self.spend(stage, time.monotonic() - start)
+
+    def spend(self, stage: str, seconds: float) -> None:
+        """Adds time to a stage."""
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)
