@@ -85,9 +85,9 @@ def test_the_real_step_compiles_for_a_slice_and_is_remembered(tmp_path: Path):
     assert report["fits"] and 0.9 < report["memory_headroom"] < 1
     assert report["largest_batch_per_chip_estimate"] > 2
     # Pure data parallel: the gradients are nearly all that goes between chips.
-    (large,) = report["collective_bytes_by_kind"].items()
-    assert large[0] == "all-reduce" and large[1]["bytes"] < 4.2 * report["parameters"]
-    assert 2 * report["parameters"] < report["collective_bytes"]
+    gradients = report["collective_bytes_by_kind"]["all-reduce"]["bytes"]
+    assert 2 * report["parameters"] <= gradients < 4.2 * report["parameters"]
+    assert gradients > 0.9 * report["collective_bytes"]
     assert 0 < report["mfu_bound"] < 1 and report["cycles_per_step"] > 10_000
     again = plan.main(config, topology, price_per_chip_hour=2.0, cache=cache)
     assert again["compile_seconds"] == report["compile_seconds"]

@@ -152,7 +152,7 @@ class UNet(nn.Module):
             skip = nn.GroupNorm(self.groups, dtype=self.dtype, name=f"skip_norm{i}")(skips[i])
             skip = nn.Dense(self.widths[i], dtype=self.dtype, name=f"skip{i}")(skip)
             x = nn.Dense(self.widths[i], dtype=self.dtype, name=f"up{i}")(x)
-            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2) + jnp.repeat(skip, prompts, axis=0)
+            x = _join(skip, x)
             for j in range(self.decoder_blocks[i]):
                 x = res_block(**block, name=f"decoder{i}_{j}")(x, mean_PC)
 
@@ -263,6 +263,17 @@ def unpatchify(x: jax.Array, patch: int) -> jax.Array:
     batch, rows, columns, _ = x.shape
     x = x.reshape(batch, rows, columns, patch, patch).transpose(0, 1, 3, 2, 4)
     return x.reshape(batch, rows * patch, columns * patch)
+
+
+def _join(skip: jax.Array, x: jax.Array) -> jax.Array:
+    """Sum of `skip` [B, 2H, 2W, C], for every prompt, and `x` [B*P, H, W, C], each position 2 x 2.
+
+    One broadcast addition: repeated copies of either would be written to memory and read again.
+    """
+    batch, rows, columns, width = skip.shape
+    fine = skip.reshape(batch, 1, rows // 2, 2, columns // 2, 2, width)
+    coarse = x.reshape(batch, -1, rows // 2, 1, columns // 2, 1, width)
+    return (fine + coarse).reshape(-1, rows, columns, width)
 
 
 def _pad_to_multiple(x: jax.Array, axis: int, multiple: int) -> jax.Array:
