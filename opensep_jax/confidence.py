@@ -31,7 +31,8 @@ class Evidence:
         self._products_SS += processed.products_SS
         energy_S = np.diag(processed.products_SS)
         for i in np.flatnonzero(energy_S > self._peak_S):
-            self._peak_S[i], self.loudest_ST[i] = energy_S[i], processed.stems_SCT[i].mean(0)
+            mono_T = processed.stems_SCT[i].mean(0, dtype=np.float64).astype(np.float32)
+            self._peak_S[i], self.loudest_ST[i] = energy_S[i], mono_T
 
     def overlaps(self) -> list[float]:
         """For each stem the largest cosine of its magnitude spectrogram with another stem's.

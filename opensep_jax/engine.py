@@ -159,12 +159,11 @@ class Engine:
         padded = [*rows, *[rows[-1]] * (self.batch - len(rows))]
         channels = [len(row.window.samples_CT) for row in padded]
         # A peak of one to two, so that neither squares overflow nor floors matter; a power of two
-        # is exact.
+        # is exact. Denormal numbers are as good as none.
         peaks = [np.abs(row.window.samples_CT).max() for row in padded]
         exponent_W = np.frexp(np.array(peaks, np.float32))[1] - 1
-        if self.net.hears_loudness:
-            exponent_W = np.maximum(exponent_W, 0)
-        scale_W = np.ldexp(np.float32(1), exponent_W)
+        least = 0 if self.net.hears_loudness else -126
+        scale_W = np.ldexp(np.float32(1), np.maximum(exponent_W, least))
         size, widest = self.shape(rows[0])[0], max(channels)
         spectra, energy_WFN = [], 0.0
         for first in range(0, widest, size):

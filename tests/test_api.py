@@ -106,6 +106,16 @@ def test_gain_changes_nothing_but_gain(separator: Separator, gain: float):
     np.testing.assert_allclose(separation.stems / np.float32(gain), want, atol=1e-5)
 
 
+@pytest.mark.parametrize("gain", [3.3e38, 1e-38, 1e-44])
+def test_the_largest_and_the_smallest_floats_stay_finite(separator: Separator, gain: float):
+    input_CT = (10 * _noise(2, 9000)).clip(-1, 1) * np.float32(gain)
+    separation = separator.separate(input_CT, SAMPLE_RATE_HZ, QUERIES)
+    assert np.isfinite(separation.stems).all() and np.isfinite(separation.residual).all()
+    total_CT = separation.stems.sum(0, dtype=np.float64) + separation.residual
+    np.testing.assert_allclose(total_CT / gain, input_CT / np.float64(gain), atol=1e-6)
+    assert all(np.isfinite(source.confidence) for source in separation.sources)
+
+
 def test_channels_share_the_mask_and_padding_has_none(separator: Separator):
     mono_CT = _noise(1, 9000)
     want = separator.separate(mono_CT, SAMPLE_RATE_HZ, QUERIES).stems
