@@ -248,7 +248,9 @@ def _write(
     results = {**about, "rows": tables.flat(rows), "discovered": tables.flat(found_rows)}
     write_json(out / "results.json", results)
     tables.write_csv(out / "results.csv", results["rows"])
-    text = _introduction(about, protocol) + tables.markdown(rows, protocol.headline)
+    text = _introduction(about, protocol)
+    if rows:
+        text += tables.markdown(rows, protocol.headline)
     if found_rows:
         text += "\nWithout a query:\n\n" + discovered.markdown(found_rows)
     (out / "results.md").write_text(text)
