@@ -20,4 +20,5 @@ def get_config() -> ConfigDict:
     c.data.max_names = 4  # sources of a clip
     c.data.text_tokens = 64  # four names of two clips make 512 # paper (RoBERTa's context)
     c.eval.wording = "label"
+    c.train.batch = 64  # for one node of 8 devices; `plan` says what more of them take
     return c.lock()

@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     c.data.wordings.update({"caption": 0.0, "label": 0.3, "paraphrase": 0.3, "description": 0.4})
     c.eval.wording = "label"
     c.train.steps = 100_000
+    c.train.batch = 64  # for one node of 8 devices; `plan` says what more of them take
     return c.lock()

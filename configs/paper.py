@@ -2,7 +2,7 @@
 
 Command: python -m opensep_jax.train --config configs/paper.py --workdir runs/paper \
              --config.data.folder=PREPARED
-         from its public weights, read by `opensep_jax.checkpoint.predecessor`, with
+         from its public weights, read by `opensep_jax.import_predecessor`, with
              --config.train.init_from=FOLDER
 Expected: not yet measured.
 """
