@@ -288,9 +288,11 @@ def _listen(work: Work, clips: Sequence[tuple[str, dict, np.ndarray]]) -> dict[s
     """Captions by key; empty where there is none."""
     said, heard = {key: "" for key, _, _ in clips}, {}
     for key, row, wave_1T in clips:
-        path = str(work.dataset.root / row["path"])
+        if not isinstance(work.captioner, WrittenCaptions):
+            heard[key] = work.captioner.hear(wave_1T, work.plan["sample_rate_hz"])
+            continue
         try:
-            heard[key] = work.captioner.hear(wave_1T, work.plan["sample_rate_hz"], path)
+            heard[key] = work.captioner.hear_file(work.dataset.root / row["path"])
         except ValueError as error:  # not in the file of captions
             logger.warning("%s", error)
     return said | dict(zip(heard, work.captioner.tell(list(heard.values())), strict=True))

@@ -88,7 +88,7 @@ class AudioReader:
             AudioError: if the file is missing, a folder, empty, not permitted, or not audio.
         """
         _check_readable(path)
-        self._path, self._closing = path, contextlib.ExitStack()
+        self._path, self._closing, self.frames = path, contextlib.ExitStack(), None
         try:
             self._open_libsndfile()
         except (soundfile.LibsndfileError, TypeError) as err:  # TypeError: a headerless .raw file
@@ -122,11 +122,11 @@ class AudioReader:
 
     def _open_libsndfile(self) -> None:
         file = self._closing.enter_context(_Stream(os.fsencode(self._path)))
+        self.frames = file.frames if file.frames < _UNKNOWN_FRAMES else None
         first_TC = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)  # or ffmpeg may try
         self.sample_rate_hz, self.channels, self.subtype = (
             file.samplerate, file.channels, file.subtype,
         )  # fmt: skip
-        self.frames = file.frames if file.frames < _UNKNOWN_FRAMES else None
 
         def read() -> Iterator[np.ndarray]:
             block_TC = first_TC
@@ -172,7 +172,7 @@ class AudioReader:
                 self._closing.close()
         _, offset, _, _, self.sample_rate_hz, self.channels = struct.unpack(">4s5I", header)
         process.stdout.read(offset - 24)
-        self.subtype = self.frames = None
+        self.subtype = None
 
         def read() -> Iterator[np.ndarray]:
             size = 4 * self.channels

@@ -69,7 +69,7 @@ def _inputs(frames: int = 16, batch: int = 2, prompts: int = 3, tokens: int = 6)
         ("debug", 16, 65, 64, 20_240),
         ("tiny", 384, 513, 192, 2_734_048),
         ("small", 384, 513, 192, 4_672_208),
-        ("base", 768, 513, 512, 121_383_300),
+        ("base", 768, 513, 512, 84_070_160),
     ],
 )
 def test_real_sizes_build(size, text_width, bins, frames, parameters):
