@@ -16,8 +16,8 @@ from opensep_jax import sharding, train
 from opensep_jax.cli import DoorError
 from opensep_jax.data.stand_in import write_stand_in
 from opensep_jax.planning import figures
-from opensep_jax.planning.chips import Topology
 from opensep_jax.planning.hlo import read_program
+from opensep_jax.planning.topology import Topology
 from opensep_jax.planning.work import products
 from opensep_jax.tasks import build_task
 from opensep_jax.text.cache import Cache, digest

@@ -29,9 +29,9 @@ from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, DoorError
 from opensep_jax.data.storage import write_json
 from opensep_jax.forecast import changed, compiled, estimated, records
 from opensep_jax.planning import figures
-from opensep_jax.planning.chips import EXAMPLES, Topology, describe_topology
 from opensep_jax.planning.search import Candidate, explore
 from opensep_jax.planning.table import comparison, summary
+from opensep_jax.planning.topology import EXAMPLES, Topology, describe_topology
 from opensep_jax.text.cache import Cache
 
 logger = logging.getLogger("opensep_jax")

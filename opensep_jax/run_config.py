@@ -12,7 +12,7 @@ from opensep_jax.tasks import UNREAD
 # What a run may be resumed with another value of: it changes when things happen and on what, not
 # what is learned. (More steps stretch the schedule.) The records are compared by their content.
 FREE_KEYS = (
-    "data.folder", "data.threads", "data.workers",
+    "data.damaged", "data.folder", "data.threads", "data.workers",
     "eval.batch", "eval.every_steps", "eval.level_db", "eval.mixtures", "eval.panels",
     "eval.seconds", "eval.seed", "eval.sources", "eval.wording",
     "mesh.data", "mesh.fsdp", "mesh.fsdp_min_size", "mesh.tensor", "model.remat",

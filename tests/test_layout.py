@@ -11,6 +11,7 @@ PACKAGE = ROOT / "opensep_jax"
 
 # Rooms from the ground up: a room imports from rooms of lower rank, or from itself.
 RANK = {
+    "chips": 0,
     "signal": 0,
     "models": 0,
     "sharding": 0,

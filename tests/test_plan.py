@@ -10,7 +10,7 @@ import pytest
 
 from configs import debug
 from opensep_jax import plan
-from opensep_jax.planning.chips import describe_topology
+from opensep_jax.planning.topology import describe_topology
 from opensep_jax.text.cache import Cache
 
 # How ml_collections loads a config file.

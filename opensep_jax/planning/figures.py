@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from opensep_jax.planning.chips import Chip
+from opensep_jax.chips import Chip
 from opensep_jax.planning.work import Product
 
 # How often a ring sends the bytes of a collective over a chip's links.

@@ -4,24 +4,7 @@ from collections.abc import Sequence
 
 import jax
 
-# Dense bfloat16 FLOP/s of a device by `jax.Device.device_kind`. Sources: "System architecture" of
-# each version in the Cloud TPU documentation; NVIDIA's data sheets, without sparsity.
-PEAK_FLOPS_PER_S = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5": 459e12,  # v5p
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,  # v6e
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,  # SXM
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-}
+from opensep_jax.chips import chip_of
 
 
 def step_flops(compiled: jax.stages.Compiled, accumulation: int) -> float | None:
@@ -49,8 +32,8 @@ def utilisation(flops: float | None, steps_per_s: float, device_kind: str) -> di
         steps_per_s: speed.
         device_kind: of the devices.
     """
-    peak = PEAK_FLOPS_PER_S.get(device_kind)
-    return {"speed/mfu": flops * steps_per_s / peak} if flops and peak else {}
+    chip = chip_of(device_kind)
+    return {"speed/mfu": flops * steps_per_s / chip.flops_per_s} if flops and chip else {}
 
 
 def memory(devices: Sequence[jax.Device]) -> dict[str, float]:

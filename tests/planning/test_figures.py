@@ -2,13 +2,14 @@
 
 import pytest
 
-from opensep_jax.planning.chips import TPUS, Chip, describe_topology
+from opensep_jax.chips import TPUS, Chip
 from opensep_jax.planning.figures import (
     compiled_seconds,
     memory_figures,
     roofline_seconds,
     speed_figures,
 )
+from opensep_jax.planning.topology import describe_topology
 from opensep_jax.planning.work import Product
 
 CHIP = Chip(

@@ -1,4 +1,4 @@
-"""Chips by name: what they can do, what they hold, and slices of them as JAX devices."""
+"""Slices and nodes by name, as JAX devices."""
 
 import dataclasses
 import importlib.util
@@ -9,47 +9,8 @@ from collections.abc import Mapping
 import jax
 from jax.experimental import topologies
 
+from opensep_jax.chips import GPUS, TPUS, Chip
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One accelerator; all figures are those of its data sheet.
-
-    Attributes:
-        flops_per_s: peak in bfloat16, dense.
-        memory_bytes: of high-bandwidth memory.
-        memory_bytes_per_s: its bandwidth.
-        link_bytes_per_s: what the chip sends to its neighbours at a time, over all links.
-        flops_per_cycle: of all matrix units in bfloat16; None where no compiler estimates cycles.
-    """
-
-    flops_per_s: float
-    memory_bytes: float
-    memory_bytes_per_s: float
-    link_bytes_per_s: float
-    flops_per_cycle: int | None = None
-
-    @property
-    def clock_hz(self) -> float:
-        """Inferred: the one at which the matrix units reach the peak."""
-        return self.flops_per_s / self.flops_per_cycle
-
-
-# Cloud TPU documentation, "System architecture" of each version (interchip interconnect: what it
-# sends). FLOPs of a cycle: from the matrix units; at these the compiler's estimate for a product of
-# 8192^3 is 88 % (v5e), 90 % (v4, v5p) and 70 % (v6e) of the peak.
-TPUS = {
-    "v4": Chip(275e12, 32 * 2**30, 1228e9, 300e9, 2 * 4 * 2 * 128**2),
-    "v5e": Chip(197e12, 16 * 2**30, 819e9, 200e9, 4 * 2 * 128**2),
-    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 600e9, 2 * 4 * 2 * 128**2),
-    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 448e9, 4 * 2 * 256**2),
-}
-# NVIDIA's data sheets: SXM versions, dense; NVLink is given in both directions, half of it is sent.
-GPUS = {
-    "a100-40gb": Chip(312e12, 40e9, 1555e9, 300e9),
-    "a100": Chip(312e12, 80e9, 2039e9, 300e9),
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9),
-    "h200": Chip(989e12, 141e9, 4800e9, 450e9),
-}
 # libtpu asks a TPU machine's server about itself, unless told that there is none, and complains of
 # what it does not find; the name of the topology is all that matters.
 _NO_TPU = {
