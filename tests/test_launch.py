@@ -48,7 +48,8 @@ def actors(tmp_path: Path) -> Path:
 
 def _start(actors: Path, script: str, *flags: str, **more: str) -> subprocess.Popen:
     variables = {
-        **os.environ, "PATH": f"{actors}:{os.environ['PATH']}", "HOME": str(actors), **more
+        **os.environ, "PATH": f"{actors}:{os.environ['PATH']}", "HOME": str(actors),
+        "PYTHON": "python", **more
     }  # fmt: skip
     command = ["bash", str(ROOT / "launch" / script), *flags]
     return subprocess.Popen(
