@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from opensep_jax import __version__, results
+from opensep_jax import results
 from opensep_jax.api import Separator
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
@@ -94,7 +94,6 @@ def parser() -> argparse.ArgumentParser:
     add_language_flags(flags)
     flags.add_argument("--merge", type=Path, metavar="DIR", help="only join the shards' manifests")
     flags.add_argument("--debug", action="store_true", help="tracebacks with errors")
-    flags.add_argument("--version", action="version", version=f"opensep_jax {__version__}")
     return flags
 
 

@@ -24,8 +24,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from opensep_jax import __version__
 from opensep_jax.checkpoint.weights import cache_folder
-from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, DoorError
+from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, VERSION, DoorError
 from opensep_jax.data.storage import write_json
 from opensep_jax.forecast import changed, compiled, estimated, records
 from opensep_jax.planning import figures
@@ -74,7 +75,7 @@ def main(
             facts = estimated(placed, topology)
     batch, chips, fits = config.train.batch, topology.chips, facts.pop("fits")
     report = {
-        "config": json.loads(config.to_json()),
+        "version": __version__, "config": json.loads(config.to_json()),
         "network": config.model.size if config.task == "separator" else config.captioner.size,
         "topology": topology.name, "chips": chips, "chips_per_host": topology.chips_per_host,
         "batch": batch, "batch_per_chip": batch / chips,
@@ -134,6 +135,9 @@ def cli() -> int:
     sys.path.insert(0, os.getcwd())  # config files import `configs`; a console script has no cwd
     if "--help" in sys.argv:
         print(__doc__, FLAGS.get_help())
+        return EXIT_DONE
+    if "--version" in sys.argv:
+        print(VERSION)
         return EXIT_DONE
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", force=True)
     logging.getLogger("jax").setLevel(logging.WARNING)

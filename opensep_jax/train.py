@@ -29,7 +29,7 @@ from ml_collections import config_flags
 from opensep_jax import sharding
 from opensep_jax.checkpoint import shipped
 from opensep_jax.checkpoint.state import Checkpoints, write_config
-from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PREEMPTED, DoorError
+from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PREEMPTED, VERSION, DoorError
 from opensep_jax.processes import Preemption, check_shared, in_cluster, join
 from opensep_jax.run_config import check_numbers, flat, refuse_other_config
 from opensep_jax.tasks import build_task, describe
@@ -373,6 +373,9 @@ def _parse(argv: list[str]) -> list[str]:
     """The flags, with config; what is wrong with them is a message."""
     if "--help" in argv:  # absl's own looks for the flags of a console script in that script
         print(__doc__, flags.FLAGS.module_help(flags.FLAGS.find_module_defining_flag("workdir")))
+        sys.exit(EXIT_DONE)
+    if "--version" in argv:
+        print(VERSION)
         sys.exit(EXIT_DONE)
     try:
         return flags.FLAGS(argv)

@@ -32,7 +32,7 @@ RANK = {
     "api": 4,
     "evaluation": 5,
 }
-DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan", "import_predecessor"}
+DOORS = {"prepare", "parse", "train", "evaluate", "infer", "plan", "doctor", "import_predecessor"}
 COMPILES = ("forecast", "train")  # a plan is about the very step that `train` takes
 DOOR_PARTS = {
     "cli",

@@ -148,6 +148,18 @@ def load(
     return config, convert.convert(tensors, table, abstract_params(config))
 
 
+def verify(name: str, task: str = "separator") -> dict:
+    """Config of a shipped checkpoint whose files are whole.
+
+    Raises:
+        ValueError: it is not there, or damaged.
+    """
+    path = _find(name, SHIPPED[task])
+    config, _ = _read_export(path)
+    _check_config(config, str(path), task)
+    return config
+
+
 def params_id(params: Mapping) -> str:
     """Content hash of parameters, 16 hex digits: the same weights have the same id everywhere."""
     flat = traverse_util.flatten_dict(dict(params), sep="/")

