@@ -1,6 +1,5 @@
 """`prepare --inspect`: what records hold, to read and to hear."""
 
-import html
 import json
 from pathlib import Path
 
@@ -9,8 +8,8 @@ import soundfile
 
 from opensep_jax.cli import DoorError
 from opensep_jax.data.records import PreparedDataset, read_info
-from opensep_jax.data.storage import Storage, write_bytes
-from opensep_jax.report import page, player
+from opensep_jax.data.storage import Storage
+from opensep_jax.report import Track, section, write_page
 
 
 def inspect(folder: str, split: str | None, number: int, play: Path | None) -> None:
@@ -70,20 +69,21 @@ def describe(dataset: PreparedDataset, index: int) -> dict:
 def _play(dataset: PreparedDataset, chosen: list[int], folder: Path) -> None:
     """Writes the records as WAV files, and `index.html` with a player for each."""
     folder.mkdir(parents=True, exist_ok=True)
-    sections = []
-    for index in chosen:
-        file = folder / f"{dataset.split}-{index:07d}.wav"
-        soundfile.write(file, dataset.audio(index), dataset.sample_rate_hz, "PCM_16")
-        known = describe(dataset, index)
-        names = ", ".join(source["name"] for source in known["sources"])
-        length = f"{known['seconds']:.1f} s"
-        told = "<br>".join(html.escape(text) for text in known["captions"])
-        details = html.escape(json.dumps(known["sources"], ensure_ascii=False, indent=1))
-        sections.append(
-            f"<section><h2>{html.escape(known['path'])}</h2><p>{told}</p>"
-            f"{player(names or 'no words', length, file, folder)}"
-            f"<details><summary>prompts</summary><pre>{details}</pre></details></section>"
-        )
-    content = page(f"{dataset.folder}, {dataset.split}", "\n".join(sections))
-    write_bytes(folder / "index.html", content.encode("utf-8", "replace"))
+    sections = (_record(dataset, *one, folder) for one in enumerate(chosen, 1))
+    write_page(folder / "index.html", f"{dataset.folder}, {dataset.split}", sections)
     print(f"{len(chosen)} records to hear: {folder / 'index.html'}")
+
+
+def _record(dataset: PreparedDataset, number: int, index: int, folder: Path) -> str:
+    """A record's section of the page; writes its WAV file."""
+    file = folder / f"{dataset.split}-{index:07d}.wav"
+    soundfile.write(file, dataset.audio(index), dataset.sample_rate_hz, "PCM_16")
+    known = describe(dataset, index)
+    names = ", ".join(source["name"] for source in known["sources"])
+    prompts = {f"{i} {source['name']}": source for i, source in enumerate(known["sources"], 1)}
+    tracks = [Track(names or "no words", file)]
+    length, captions = f"{known['seconds']:.1f} s", " / ".join(known["captions"])
+    return section(
+        number, known["path"], tracks, folder, facts=length, caption=captions,
+        details={"Prompts": prompts},
+    )  # fmt: skip

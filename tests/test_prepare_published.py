@@ -186,7 +186,7 @@ def test_inspection_prints_and_plays(prepared, tmp_path, capsys):
     assert said.count('"record": ') == 3 and '"A dog barks"' in said and '"rms_db": -' in said
     wavs = sorted(file.name for file in tmp_path.glob("*.wav"))
     page = (tmp_path / "index.html").read_text()
-    assert len(wavs) == 3 and all(f"src='{name}'" in page for name in wavs)
+    assert len(wavs) == 3 and all(f"data-src='{name}'" in page for name in wavs)
     assert "dog barking" in page
     code = cli.run(prepare.main, prepare.parser(), (ValueError,), ["--inspect", "nowhere"])
     assert code == 2
