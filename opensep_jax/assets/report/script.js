@@ -189,17 +189,20 @@
     return active;
   }
 
-  function isOnScreen(section) {
+  /** Pixels of a section's height that are seen. */
+  function inSight(section) {
     const box = section.getBoundingClientRect();
-    return !section.hidden && box.bottom > 80 && box.top < innerHeight;
+    return Math.max(0, Math.min(box.bottom, innerHeight) - Math.max(box.top, 0));
   }
 
-  /** The player that keys are for: what plays or was used, else the first in sight. */
+  /** The player that keys are for: what plays or was used, else that of which most is in sight. */
   function current() {
-    if (active && !active.section.hidden && (active.playing || isOnScreen(active.section))) {
+    if (active && !active.section.hidden && (active.playing || inSight(active.section))) {
       return active;
     }
-    const section = sections.find(isOnScreen) ?? sections.find((one) => !one.hidden);
+    const shown = sections.filter((section) => !section.hidden);
+    const heights = shown.map(inSight);
+    const section = shown[heights.indexOf(Math.max(...heights))];
     return section && use(section);
   }
 
