@@ -23,10 +23,10 @@ TORCH_TESTS = $(shell grep -rlwE 'torch|real_weights' tests --include='test_*.py
 DEMO_MIXTURE := examples/dog_and_cello.flac
 DEMO_OUT := out/demo
 
-.PHONY: help demo test test-torch test-aot lint venv venv-torch venv-aot clean
+.PHONY: help demo test test-browser test-torch test-aot lint venv venv-torch venv-aot clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 demo: venv  ## find and separate the sources of an example mixture, into out/demo
 	@echo "== separating $(DEMO_MIXTURE)"
@@ -39,6 +39,9 @@ demo: venv  ## find and separate the sources of an example mixture, into out/dem
 
 test: venv  ## fast tests; those against torch skip where torch is absent
 	@$(PYTEST) $(ARGS)
+
+test-browser: venv  ## the page of results, driven in Chromium if it is here
+	@$(VENV)/bin/python -m pytest -m browser -rs tests/test_report_browser.py $(ARGS)
 
 test-torch: venv-torch  ## parity with the published torch models, and tests on real weights
 	@$(PYTEST) -m "not slow and not aot" $(TORCH_TESTS) $(ARGS)

@@ -46,6 +46,7 @@ class Track:
         name: of it.
         file: where it is, if it still is.
         facts: a line below the name.
+        prompt: what was asked for.
         known: more about it, JSON types; shown when asked for.
         is_whole: whether it holds what other tracks hold: then it is heard alone only.
     """
@@ -53,6 +54,7 @@ class Track:
     name: str
     file: Path
     facts: str = ""
+    prompt: str = ""
     known: Mapping[str, object] = dataclasses.field(default_factory=dict)
     is_whole: bool = False
 
@@ -190,9 +192,9 @@ def _stem(source: dict, folder: Path) -> Track:
     facts = f"{100 * source['energy_share']:.0f} % of the energy"
     if "confidence" in source:
         facts += f", confidence {source['confidence']:.2f}"
-    known = {"prompt": source["prompt"], **source["properties"]}
-    known |= {key: source[key] for key in ("overlap", "agreement") if source.get(key) is not None}
-    return Track(source["name"], folder / source["file"], facts, known)
+    signs = {key: source[key] for key in ("overlap", "agreement") if source.get(key) is not None}
+    known = source["properties"] | signs
+    return Track(source["name"], folder / source["file"], facts, source["prompt"], known)
 
 
 def _rows(tracks: Sequence[Track], out: Path) -> tuple[str, float]:
@@ -233,7 +235,7 @@ def _row(track: Track, key: int, link: str | None, picture: str, told: str) -> s
         f"title='Solo; with Shift besides others'{off}>S</button>"
         f"<button type='button' class='mute' aria-pressed='false' aria-label='Mute {name}' "
         f"title='Mute'{off}>M</button>{to_file}</div><div class='picture'>{picture}</div>"
-        f"{_details('Prompt and properties', track.known) if track.known else ''}</li>"
+        f"{_details(track.prompt, track.known) if track.prompt else ''}</li>"
     )
 
 

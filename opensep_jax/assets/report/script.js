@@ -287,6 +287,8 @@
   );
   for (const section of sections) near.observe(section);
 
+  document.getElementById("count").textContent = `${sections.length} files`;
+
   addEventListener("keydown", onKey);
   addEventListener("click", onClick);
   addEventListener("input", onInput);
