@@ -4,10 +4,10 @@ python -m opensep_jax.parse captions.csv --out sources.jsonl
 
 CAPTIONS is a .txt file (a caption per line), a .csv file with a column `caption`, or a .jsonl file
 of texts or of objects with "caption". --out gets a line per caption, in order: {"caption",
-"sources": [{"name", "properties", "prompt"}], "step", "parser"}. The step tells how the names were
-found: the model's "free" answer held, its answer was "constrained" to the caption's words, or the
-"rule" was used; "parser" is a hash of model, prompts and code. A killed run goes on where it
-stopped; the line of a caption that cannot be parsed has an "error".
+"sources": [{"name", "properties", "prompt"}], "step", "parser", "version"}. The step tells how the
+names were found: the model's "free" answer held, its answer was "constrained" to the caption's
+words, or the "rule" was used; "parser" is a hash of model, prompts and code. A killed run goes on
+where it stopped; the line of a caption that cannot be parsed has an "error".
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from opensep_jax import __version__
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
 from opensep_jax.flags import add_language_flags, language_options
@@ -111,7 +112,7 @@ def parse_rows(found: Parser, captions: list[str]) -> list[dict]:
         else dataclasses.asdict(next(parses))
         for caption in captions
     ]
-    return [row | {"parser": found.id} for row in rows]
+    return [row | {"parser": found.id, "version": __version__} for row in rows]
 
 
 def read_captions(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ import json
 
 import ml_collections
 
+from opensep_jax import __version__
 from opensep_jax.cli import DoorError
 from opensep_jax.data.mix import Augment
 from opensep_jax.separator import SeparatorNet, build_separator
@@ -36,6 +37,7 @@ def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
         "window_s": config.window_s,
         "records": task.train.info["splits"],
         "config": json.loads(config.to_json()),
+        "version": __version__,
     }
     if config.task == "captioner":
         own = config.captioner

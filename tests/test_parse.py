@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opensep_jax import parse
+from opensep_jax import __version__, parse
 from opensep_jax.cli import run
 from opensep_jax.text.parse import Parser
 from opensep_jax.text.prompts import load_tasks
@@ -64,6 +64,7 @@ def test_a_line_for_each_caption(tmp_path: Path, suffix: str):
     assert [source["name"] for source in lines[0]["sources"]] == ["dog barking", "rain falling"]
     for line in lines:
         assert line["step"] == "constrained" and line["sources"] and "error" not in line
+        assert line["version"] == __version__
         assert all(set(source) == {"name", "properties", "prompt"} for source in line["sources"])
 
 

@@ -15,7 +15,8 @@ from opensep_jax.report import write_report
 from tests.chromium import Chromium, find_chromium
 
 pytestmark = pytest.mark.browser
-FILES, GONE = 300, 150  # how many, and the one without its input
+FILES = 300
+GONE, STRANGE = 150, 3  # those whose input is gone, or of a kind that browsers do not know
 RATE_HZ = 8000
 # Records every sound that the page makes; the page itself keeps them to itself.
 SPY = """
@@ -39,12 +40,14 @@ window.openSounds = () => window.sounds.filter((s) => s.hasAttribute("src"));
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of 300 files: one of 8 s, the others short; the input of one is gone."""
+    """Results of 300 files: one of 8 s, the others short; two inputs are gone or foreign."""
     root = tmp_path_factory.mktemp("page")
     _write_result(root, "000 long #1", 8.0)
     for number in range(1, FILES):
         _write_result(root, f"{number:03d} short", 2.0)
     (root / "inputs" / f"{GONE - 1:03d} short.wav").unlink()
+    strange = root / "inputs" / f"{STRANGE - 1:03d} short.wav"
+    soundfile.write(strange, np.zeros(2 * RATE_HZ), RATE_HZ, format="CAF")
     return write_report(root / "out")
 
 
@@ -169,6 +172,19 @@ def test_hundreds_of_files_stay_usable(browser: Chromium, page: Path):
     assert time.monotonic() - begun < 3
     shown = "[...document.querySelectorAll('.file')].filter((s) => s.offsetHeight).map((s) => s.id)"
     assert browser.run(shown) == ["file-43"]
+
+
+def test_what_a_browser_cannot_play_does_not_stop_the_rest(browser: Chromium):
+    browser.click(f"#file-{STRANGE} .play")
+    browser.until("heard().length === 3")
+    row = f"document.querySelector('#file-{STRANGE} .track')"
+    assert browser.run(f"{row}.querySelector('.told').textContent").endswith("cannot play it")
+    assert browser.run(f"{row}.querySelector('.solo').disabled")
+    for _ in range(5):
+        browser.key(" ")  # faster than sounds open
+    browser.until("heard().length === 0")
+    browser.key(" ")
+    browser.until("heard().length === 3")
 
 
 def test_it_has_names_and_follows_the_light(browser: Chromium):

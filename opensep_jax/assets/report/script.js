@@ -38,6 +38,7 @@
       this.selected = this.rows[0];
       this.sounds = new Map(); // by row, while this file is open
       this.playing = false;
+      this.turn = 0; // of playing: what waits for an earlier one gives up
     }
 
     get leader() {
@@ -89,15 +90,17 @@
 
     async play() {
       this.open();
+      const turn = ++this.turn;
       this.playing = true;
       this.show();
       await Promise.all([...this.sounds.values()].map(settled));
-      if (!this.playing) return;
+      if (!this.playing || turn !== this.turn) return;
       this.move(this.position >= this.seconds - DRIFT_S ? 0 : this.position);
       const usable = [...this.sounds.values()].filter((sound) => !sound.error);
       const begun = await Promise.allSettled(usable.map((sound) => sound.play()));
+      if (turn !== this.turn) return;
       if (!begun.some((one) => one.status === "fulfilled")) return this.pause();
-      this.follow();
+      this.follow(turn);
     }
 
     pause() {
@@ -117,8 +120,8 @@
     }
 
     /** Keeps the sounds together and the playheads up to date, while it plays. */
-    follow() {
-      if (!this.playing || opened !== this) return;
+    follow(turn) {
+      if (!this.playing || turn !== this.turn) return;
       const now = this.leader.currentTime;
       for (const sound of this.sounds.values()) {
         const apart = Math.abs(sound.currentTime - now);
@@ -127,7 +130,7 @@
         }
       }
       if (!this.leader.seeking) this.place(now);
-      requestAnimationFrame(() => this.follow());
+      requestAnimationFrame(() => this.follow(turn));
     }
 
     move(seconds) {
