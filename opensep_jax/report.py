@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from opensep_jax import __version__
-from opensep_jax.data.storage import RecordError, read_json, temporary_name
+from opensep_jax.data.storage import read_json, temporary_name
 from opensep_jax.signal.audio import AudioError, AudioReader, audio_info
 from opensep_jax.signal.pictures import level_image, streamed_spectrogram_db
 from opensep_jax.signal.stft import Stft
@@ -87,28 +87,36 @@ def write_page(file: Path, title: str, sections: Iterable[str]) -> None:
     script = assets.joinpath("script.js").read_text("utf-8")
     keys = " ".join(f"<span><kbd>{key}</kbd> {text}</span>" for key, text in _KEYS)
     temporary = temporary_name(file)
-    with temporary.open("w", encoding="utf-8", errors="replace") as page:  # names may be any bytes
-        page.write(
-            "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-            "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-            "<link rel='icon' href='data:,'>"
-            f"<title>{html.escape(title)}</title>\n<style>\n{style}</style></head>\n<body>"
-            f"<h1>{html.escape(title)}</h1><div class='bar' role='search'>"
-            "<input type='search' id='find' placeholder='Find' aria-label='Find files by name, "
-            f"caption or source'><span id='count' role='status'></span>{keys}</div>\n"
-            "<noscript><p>Playing together needs JavaScript; the links to the files do not.</p>"
-            "</noscript>\n<main>\n"
-        )
-        count = 0
-        for part in sections:
-            page.write(part)
-            count += 1
-        nothing = "" if count else "<p>Nothing here yet.</p>"
-        page.write(
-            f"{nothing}</main>\n<footer>opensep_jax {__version__}, {count} files</footer>\n"
-            f"<script>\n{script}</script></body></html>\n"
-        )
-    os.replace(temporary, file)
+    try:
+        with temporary.open("w", encoding="utf-8", errors="replace") as page:  # names: any bytes
+            page.write(_head(title, style, keys))
+            count = 0
+            for part in sections:
+                page.write(part)
+                count += 1
+            nothing = "" if count else "<p>Nothing here yet.</p>"
+            page.write(
+                f"{nothing}</main>\n<footer>opensep_jax {__version__}, {count} files</footer>\n"
+                f"<script>\n{script}</script></body></html>\n"
+            )
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _head(title: str, style: str, keys: str) -> str:
+    """HTML up to the first section."""
+    title = html.escape(title)
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<link rel='icon' href='data:,'><title>{title}</title>\n<style>\n{style}</style></head>\n"
+        f"<body><h1>{title}</h1><div class='bar' role='search'><input type='search' id='find' "
+        "placeholder='Find' aria-label='Find files by name, caption or source'>"
+        f"<span id='count' role='status'></span>{keys}</div>\n"
+        "<noscript><p>Playing together needs JavaScript; the links to the files do not.</p>"
+        "</noscript>\n<main>\n"
+    )
 
 
 def section(
@@ -156,7 +164,7 @@ def _sections(folders: Iterable[Path], out: Path) -> Iterator[str]:
     for number, folder in enumerate(folders, 1):
         try:
             yield _separation(number, folder, read_json(folder / "separation.json"), out)
-        except (RecordError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s is not on the page: %r", folder / "separation.json", error)
 
 
