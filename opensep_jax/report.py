@@ -27,6 +27,7 @@ from opensep_jax.signal.stft import Stft
 logger = logging.getLogger("opensep_jax")
 
 _COLUMNS, _ROWS = 480, 96  # pixels of a spectrogram at most
+_FAINT_DB = -40.0  # level of a bin from which on a file is dark as a whole
 _QUALITY = 60  # of its WebP file, about 4 KB
 _KEYS = (
     ("space", "play"),
@@ -218,7 +219,8 @@ def _rows(tracks: Sequence[Track], out: Path) -> tuple[str, float]:
             rows.append(_row(track, key, None, "", gone))
             continue
         seconds = seconds or length_s
-        reference_db = float(level_db.max()) if reference_db is None else reference_db
+        if reference_db is None:
+            reference_db = max(float(level_db.max()), _FAINT_DB)
         picture = (
             f"<img alt='Spectrogram of {html.escape(track.name)}' width='{_COLUMNS}' "
             f"height='{_ROWS}' data-src='{_data_url(level_image(level_db, reference_db, _ROWS))}'>"

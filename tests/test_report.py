@@ -13,7 +13,7 @@ import soundfile
 from PIL import Image
 
 from opensep_jax import __version__
-from opensep_jax.report import write_report
+from opensep_jax.report import Track, section, write_report
 from opensep_jax.separation import SeparatedSource, Separation
 from opensep_jax.signal.pictures import level_image, spectrogram_db, streamed_spectrogram_db
 from opensep_jax.signal.stft import Stft
@@ -52,6 +52,17 @@ def test_page_links_what_is_there(tmp_path: Path, sine_T: np.ndarray):
     pictures = re.findall(r"data-src='data:image/webp;base64,([^']*)'", page)
     sizes = [Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures]
     assert sizes == [(63, 96)] * 3
+
+
+def test_silence_is_dark(tmp_path: Path, sine_T: np.ndarray):
+    lightness = []
+    for gain in (0, 1):
+        file = tmp_path / f"{gain}.wav"
+        soundfile.write(file, gain * sine_T, 16000)
+        content = re.search("webp;base64,([^']*)", section(1, "x", [Track("x", file)], tmp_path))[1]
+        picture = Image.open(io.BytesIO(base64.b64decode(content)))
+        lightness.append(np.asarray(picture.convert("L")).max())
+    assert lightness[0] < 10 and lightness[1] > 100
 
 
 def test_damaged_records_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
