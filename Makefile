@@ -41,7 +41,7 @@ test: venv  ## fast tests; those against torch skip where torch is absent
 	@$(PYTEST) $(ARGS)
 
 test-browser: venv  ## the page of results, driven in Chromium if it is here
-	@$(VENV)/bin/python -m pytest -m browser -rs tests/test_report_browser.py $(ARGS)
+	@$(VENV)/bin/python -m pytest -m browser -rs tests/batch/test_report_browser.py $(ARGS)
 
 test-torch: venv-torch  ## parity with the published torch models, and tests on real weights
 	@$(PYTEST) -m "not slow and not aot" $(TORCH_TESTS) $(ARGS)

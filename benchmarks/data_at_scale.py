@@ -124,7 +124,8 @@ def _run(args: argparse.Namespace, part: str, folder: Path) -> dict:
 
 
 def _prepare(args: argparse.Namespace) -> dict:
-    from opensep_jax import prepare, preparing
+    from opensep_jax import prepare
+    from opensep_jax.preparation import stages as preparing
 
     memory, cut_clips = [], preparing._cut_clips
 

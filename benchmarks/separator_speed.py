@@ -24,13 +24,13 @@ import jax
 import numpy as np
 
 from benchmarks.infer_batches import write_files
-from opensep_jax.engine import Engine, Processed, Text
+from opensep_jax.separation.engine import Engine, Processed, Text
+from opensep_jax.separation.stemfiles import Encoding, StemFiles
+from opensep_jax.separation.stream import Signal, Task, separate_all
 from opensep_jax.separator import abstract_params, build_separator
 from opensep_jax.signal.audio import AudioError, AudioReader, audio_info, read_audio
 from opensep_jax.signal.resampling import resample
 from opensep_jax.signal.write import write_audio
-from opensep_jax.stemfiles import Encoding, StemFiles
-from opensep_jax.stream import Signal, Task, separate_all
 
 RATE_HZ, PROMPTS, TOKENS, WIDTH = 16_000, 3, 32, 768
 PEER_TOKENS, PEER_WINDOW, PEER_FFT, PEER_HOP = 77, 131_070, 1022, 256  # of demo.py and the README

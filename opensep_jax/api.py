@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from opensep_jax.checkpoint import shipped
-from opensep_jax.confidence import Evidence
 from opensep_jax.discovery import MIN_ENERGY_SHARE, Discovery
-from opensep_jax.engine import Engine, Processed, Text
-from opensep_jax.separation import SeparatedSource, Separation, drop_faint, judge
+from opensep_jax.separation.confidence import Evidence
+from opensep_jax.separation.engine import Engine, Processed, Text
+from opensep_jax.separation.result import SeparatedSource, Separation, drop_faint, judge
+from opensep_jax.separation.stemfiles import Energies, residual_of
+from opensep_jax.separation.stream import Task, separate_all
 from opensep_jax.separator import SeparatorNet, abstract_params, build_separator
 from opensep_jax.signal.audio import BLOCK_FRAMES
-from opensep_jax.stemfiles import Energies, residual_of
-from opensep_jax.stream import Task, separate_all
 from opensep_jax.text.caption import load_captioner
 from opensep_jax.text.embed import load_text_encoder
 from opensep_jax.text.parse import load_parser

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from opensep_jax.cli import DoorError
 from opensep_jax.discovery import MERGE_SIMILARITY, MIN_ENERGY_SHARE
+from opensep_jax.separation.stemfiles import CLIP_POLICIES
 from opensep_jax.signal.write import WRITE_FORMATS
-from opensep_jax.stemfiles import CLIP_POLICIES
 from opensep_jax.text.caption import POLICIES
 from opensep_jax.text.prompts import SHOTS, STYLES
 

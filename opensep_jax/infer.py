@@ -23,12 +23,17 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from opensep_jax import results
 from opensep_jax.api import Separator
+from opensep_jax.batch import results
+from opensep_jax.batch.dry_run import dry_run
+from opensep_jax.batch.inputs import Job, Request, plan_jobs
+from opensep_jax.batch.progress import Progress
+from opensep_jax.batch.results import Manifest
+from opensep_jax.batch.stages import DoneBefore, Stages
+from opensep_jax.batch.work import Options
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
 from opensep_jax.discovery import Discovery
-from opensep_jax.dry_run import dry_run
 from opensep_jax.flags import (
     add_captioner_flags,
     add_choice_flags,
@@ -37,17 +42,12 @@ from opensep_jax.flags import (
     captioner_options,
     language_options,
 )
-from opensep_jax.inputs import Job, Request, plan_jobs
-from opensep_jax.progress import Progress
-from opensep_jax.results import Manifest
+from opensep_jax.separation.stemfiles import Encoding
+from opensep_jax.separation.stream import Event, separate_all
 from opensep_jax.separator import MASK_RULES
 from opensep_jax.signal.audio import AudioError
-from opensep_jax.stages import DoneBefore, Stages
-from opensep_jax.stemfiles import Encoding
-from opensep_jax.stream import Event, separate_all
 from opensep_jax.text.caption import load_captioner
 from opensep_jax.text.parse import load_parser
-from opensep_jax.work import Options
 
 logger = logging.getLogger("opensep_jax")
 
@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
     finally:
         manifest.close()
     if args.report:
-        from opensep_jax.report import write_report  # its drawing library is slow to import
+        from opensep_jax.batch.report import write_report  # its drawing library is slow to import
 
         logger.info("open %s in a browser to listen and look", write_report(args.out))
     counts = manifest.counts

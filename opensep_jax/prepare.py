@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 from jax.experimental import multihost_utils
 
-from opensep_jax import __version__, preparing
+from opensep_jax import __version__
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import EXIT_DONE, EXIT_SOME_FAILED, DoorError, run
 from opensep_jax.data import published
@@ -34,8 +34,9 @@ from opensep_jax.data.summary import summarise, summarise_split
 from opensep_jax.data.text_table import read_msgpack
 from opensep_jax.data.wording import WORDS
 from opensep_jax.flags import add_language_flags, captioner_options, language_options
-from opensep_jax.inspection import inspect
-from opensep_jax.preparing import Work
+from opensep_jax.preparation import stages as preparing
+from opensep_jax.preparation.inspection import inspect
+from opensep_jax.preparation.stages import Work
 from opensep_jax.text.caption import POLICIES, load_captioner
 from opensep_jax.text.embed import load_text_encoder
 from opensep_jax.text.parse import load_parser

@@ -14,8 +14,8 @@ import soundfile
 from opensep_jax import Separator, __version__, infer
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import run
+from opensep_jax.separation.stemfiles import StemFiles, slug
 from opensep_jax.signal.audio import AudioError
-from opensep_jax.stemfiles import StemFiles, slug
 from tests.tiny_checkpoint import shared_checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_once")

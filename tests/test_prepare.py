@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from opensep_jax import cli, prepare, preparing
+from opensep_jax import cli, prepare
 from opensep_jax.data import records
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.data.shards import prompt_key
 from opensep_jax.data.storage import temporary_name
+from opensep_jax.preparation import stages as preparing
 from opensep_jax.text.embed import load_text_encoder
 from tests.tiny_dataset import SOUNDS, prepare_folder
 from tests.tiny_text_encoder import write_tiny_bert

@@ -22,7 +22,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from opensep_jax import prepare, preparing
+from opensep_jax import prepare
+from opensep_jax.preparation import stages as preparing
 from opensep_jax.data import cutting, wording
 from opensep_jax.text.parse import Parser
 from tests.scripted_model import letter_bank

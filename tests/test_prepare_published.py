@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from opensep_jax import cli, prepare, preparing, tasks, train
+from opensep_jax import cli, prepare, tasks, train
 from opensep_jax.data import pipeline
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.data.union import open_prepared
+from opensep_jax.preparation import stages as preparing
 from opensep_jax.text.parse import Parser
 from tests import tiny_run
 from tests.scripted_model import letter_bank

@@ -13,7 +13,7 @@ from opensep_jax.discovery import Discovery
 from opensep_jax.evaluation.journal import Journal
 from opensep_jax.evaluation.protocol import Protocol
 from opensep_jax.evaluation.tables import Estimate, bootstrap
-from opensep_jax.separation import drop_faint
+from opensep_jax.separation.result import drop_faint
 from opensep_jax.signal.metrics import si_sdr
 from opensep_jax.text.match import match_names
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from opensep_jax.confidence import Evidence, confidence
-from opensep_jax.engine import Processed
+from opensep_jax.separation.confidence import Evidence, confidence
+from opensep_jax.separation.engine import Processed
 
 
 def test_overlap_is_the_cosine_of_magnitudes():

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from opensep_jax.batch.report import Track, section, write_page
 from opensep_jax.cli import DoorError
 from opensep_jax.data.records import PreparedDataset, read_info
 from opensep_jax.data.storage import Storage
-from opensep_jax.report import Track, section, write_page
 
 
 def inspect(folder: str, split: str | None, number: int, play: Path | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from opensep_jax.inputs import Request, plan_jobs
+from opensep_jax.batch.inputs import Request, plan_jobs
 
 FLAGS = Request(queries=("dog",), max_sources=3)
 

@@ -8,8 +8,8 @@ from typing import TextIO
 from tqdm import tqdm
 
 from opensep_jax import __version__
-from opensep_jax.results import Manifest
-from opensep_jax.work import Work
+from opensep_jax.batch.results import Manifest
+from opensep_jax.batch.work import Work
 
 _SOUND = "{desc:.32}: {percentage:3.0f}%|{bar:20}| {n:.0f}/{total_fmt} s of sound{postfix}"
 

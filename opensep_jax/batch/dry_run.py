@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from opensep_jax import results
 from opensep_jax.api import Separator
-from opensep_jax.engine import Row
-from opensep_jax.inputs import Job
+from opensep_jax.batch import results
+from opensep_jax.batch.inputs import Job
+from opensep_jax.batch.work import Options
+from opensep_jax.separation.engine import Row
 from opensep_jax.signal.audio import AudioError, AudioInfo, audio_info
 from opensep_jax.signal.streaming import Window
-from opensep_jax.work import Options
 
 _FOUND = 3  # sources that are presumed of an input that nobody has described
 _ROUNDS = 3  # windows that are timed

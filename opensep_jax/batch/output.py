@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from opensep_jax import __version__, results
-from opensep_jax.confidence import Evidence
-from opensep_jax.engine import Processed
-from opensep_jax.separation import (
+from opensep_jax import __version__
+from opensep_jax.batch import results
+from opensep_jax.batch.work import Options, Work
+from opensep_jax.separation.confidence import Evidence
+from opensep_jax.separation.engine import Processed
+from opensep_jax.separation.result import (
     SeparatedSource,
     clipping_notes,
     described,
@@ -19,10 +21,16 @@ from opensep_jax.separation import (
     with_share,
     write_record,
 )
-from opensep_jax.stemfiles import RESIDUAL, WITHOUT, Selection, Spool, StemFiles, gain_to_fit
-from opensep_jax.stream import Signal
+from opensep_jax.separation.stemfiles import (
+    RESIDUAL,
+    WITHOUT,
+    Selection,
+    Spool,
+    StemFiles,
+    gain_to_fit,
+)
+from opensep_jax.separation.stream import Signal
 from opensep_jax.text.match import means
-from opensep_jax.work import Options, Work
 
 logger = logging.getLogger("opensep_jax")
 

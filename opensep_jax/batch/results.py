@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opensep_jax.cli import DoorError
-from opensep_jax.separation import RECORD
+from opensep_jax.separation.result import RECORD
 
 logger = logging.getLogger("opensep_jax")
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from opensep_jax.report import write_report
+from opensep_jax.batch.report import write_report
 from tests.chromium import Chromium, find_chromium
 
 PROGRAM = find_chromium()

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from opensep_jax.engine import Processed
+from opensep_jax.separation.engine import Processed
 
 _HALF_SHARE = 0.05  # of the energy, where the first sign is a half
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from opensep_jax.stemfiles import Encoding, Selection, Spool, StemFiles, gain_to_fit, residual_of
+from opensep_jax.separation.stemfiles import (
+    Encoding,
+    Selection,
+    Spool,
+    StemFiles,
+    gain_to_fit,
+    residual_of,
+)
 
 RNG = np.random.default_rng(0)
 STEMS = (0.2 * RNG.standard_normal((3, 2, 9000))).astype(np.float32)

@@ -13,8 +13,8 @@ import soundfile
 from PIL import Image
 
 from opensep_jax import __version__
-from opensep_jax.report import Track, section, write_report
-from opensep_jax.separation import SeparatedSource, Separation
+from opensep_jax.batch.report import Track, section, write_report
+from opensep_jax.separation.result import SeparatedSource, Separation
 from opensep_jax.signal.pictures import level_image, spectrogram_db, streamed_spectrogram_db
 from opensep_jax.signal.stft import Stft
 

@@ -18,8 +18,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from opensep_jax.ahead import ahead
-from opensep_jax.engine import Engine, Processed, Row, Text
+from opensep_jax.separation.ahead import ahead
+from opensep_jax.separation.engine import Engine, Processed, Row, Text
 from opensep_jax.signal.resampling import Resampler
 from opensep_jax.signal.streaming import Cutter, OverlapAdd, Window
 

@@ -7,16 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from opensep_jax import results
 from opensep_jax.api import Separator, checked_queries
+from opensep_jax.batch import results
+from opensep_jax.batch.inputs import Job
+from opensep_jax.batch.output import Output
+from opensep_jax.batch.work import Options, Work
 from opensep_jax.discovery import Discovery
-from opensep_jax.inputs import Job
-from opensep_jax.output import Output
+from opensep_jax.separation.stream import Signal, Task
 from opensep_jax.signal.audio import AudioError, AudioReader
-from opensep_jax.stream import Signal, Task
 from opensep_jax.text.match import means
 from opensep_jax.text.parse import check_caption
-from opensep_jax.work import Options, Work
 
 # Inputs whose words are found and embedded at a time; few at first, as the others wait for them.
 _TOGETHER = (4, 8, 16)

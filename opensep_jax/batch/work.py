@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from opensep_jax.batch.inputs import Job
 from opensep_jax.discovery import MIN_ENERGY_SHARE, Found, Heard
-from opensep_jax.inputs import Job
-from opensep_jax.stemfiles import Encoding
+from opensep_jax.separation.stemfiles import Encoding
 from opensep_jax.text.source import Source
 
 

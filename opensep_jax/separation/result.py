@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from opensep_jax import __version__
-from opensep_jax.confidence import Evidence, confidence
-from opensep_jax.signal.audio import BLOCK_FRAMES
-from opensep_jax.signal.stft import Stft
-from opensep_jax.stemfiles import (
+from opensep_jax.separation.confidence import Evidence, confidence
+from opensep_jax.separation.stemfiles import (
     RESIDUAL,
     Block,
     Encoding,
@@ -22,6 +20,8 @@ from opensep_jax.stemfiles import (
     gain_to_fit,
     residual_of,
 )
+from opensep_jax.signal.audio import BLOCK_FRAMES
+from opensep_jax.signal.stft import Stft
 from opensep_jax.text.source import Source
 
 if TYPE_CHECKING:

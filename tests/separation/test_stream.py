@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from opensep_jax import Separator
-from opensep_jax.engine import Engine, Row
+from opensep_jax.separation.engine import Engine, Row
+from opensep_jax.separation.stemfiles import residual_of
+from opensep_jax.separation.stream import Event, Task, separate_all
 from opensep_jax.signal.resampling import resample
 from opensep_jax.signal.streaming import OverlapAdd, Window
-from opensep_jax.stemfiles import residual_of
-from opensep_jax.stream import Event, Task, separate_all
 from tests.tiny_checkpoint import shared_checkpoint
 
 pytestmark = pytest.mark.usefixtures("compile_once")

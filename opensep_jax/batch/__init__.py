@@ -1,0 +1,1 @@
+"""What `infer` does with many inputs: reads lists, skips what is done, writes, reports."""
