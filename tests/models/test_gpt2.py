@@ -110,17 +110,22 @@ def test_what_sees_what(bidirectional: bool):
     """A word depends on earlier words; with a bidirectional prefix, on all of that through each."""
     c = GPT2Config(**{**vars(TINY), "bidirectional_prefix": bidirectional})
     prefix_BPC, ids_BL = _batch()
-    before_BLV = _apply(GPT2(c), _params(), prefix_BPC, ids_BL)
-    ids_BL[:, 3] = (ids_BL[:, 3] + 1) % c.vocab_size
-    moved_BL = np.abs(_apply(GPT2(c), _params(), prefix_BPC, ids_BL) - before_BLV).max(-1)
+    # New arrays, not changes in place: JAX reads the memory of a NumPy array when it comes to it.
+    changed_BL = np.where(np.arange(WORDS) == 3, (ids_BL + 1) % c.vocab_size, ids_BL)
+    before_BLV, after_BLV = (
+        np.asarray(_apply(GPT2(c), _params(), prefix_BPC, ids)) for ids in (ids_BL, changed_BL)
+    )
+    moved_BL = np.abs(after_BLV - before_BLV).max(-1)
     assert not moved_BL[:, :4].any() and moved_BL[:, 4:].min() > 1e-3
     # The last prefix vector changes what the first one's keys and values are, or does not.
     network = GPT2(c)
     caches = []
     for scale in (1, 2):
-        prefix_BPC[:, -1] *= scale
+        scaled_BPC = prefix_BPC * np.where(np.arange(PREFIX) == PREFIX - 1, scale, 1)[:, None]
         variables = {"params": _params()}
-        caches.append(network.apply(variables, prefix_BPC, PREFIX, method="prefill")[1])
+        caches.append(
+            network.apply(variables, np.float32(scaled_BPC), PREFIX, method="prefill")[1]
+        )
     first_key = [np.asarray(cache[-1][0][:, 0]) for cache in caches]
     assert np.array_equal(*first_key) != bidirectional
 
