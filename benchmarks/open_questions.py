@@ -123,8 +123,8 @@ def shots(args: argparse.Namespace) -> comparison.Values:
         name = f"shots {chosen.rstrip(',')}" if isinstance(chosen, str) else f"first {chosen}"
         for count, mixtures in lists.items():
             said = [
-                [clause(n, c) for n, c in zip(_names(dataset, m), prompts(dataset, m, "caption"),
-                                              strict=True)]
+                [clause(n, *c) for n, c in zip(_names(dataset, m), prompts(dataset, m, "caption"),
+                                               strict=True)]
                 for m in mixtures
             ]  # fmt: skip
             captions = [compose(clauses) for clauses in said]

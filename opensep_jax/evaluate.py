@@ -9,7 +9,7 @@ captioned, the captions parsed, and what was found is compared with what is ther
 
 Writes `items.jsonl` (a line for each mixture) as it goes, so that a killed run goes on where it
 stopped, and several processes share the work (--num_shards); then `results.json`, `results.md`,
-`results.csv` and TensorBoard events.
+`results.csv` (`discovered.csv`) and TensorBoard events.
 """
 
 import argparse
@@ -28,11 +28,13 @@ from opensep_jax.cli import DoorError, run
 from opensep_jax.data import lists
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.data.storage import write_json
+from opensep_jax.data.union import open_prepared
 from opensep_jax.discovery import Discovery
 from opensep_jax.evaluation import discovered, tables
 from opensep_jax.evaluation.journal import Journal, claim
 from opensep_jax.evaluation.overlap import names_of, overlapping_clips
 from opensep_jax.evaluation.protocol import DISCOVERED, Protocol, load_protocol, protocol_names
+from opensep_jax.evaluation.queries import load_queries
 from opensep_jax.evaluation.scores import score_lists
 from opensep_jax.evaluation.systems import BASELINES, System, load_system
 from opensep_jax.flags import (
@@ -67,8 +69,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--checkpoint", nargs="+", default=["demo"], help="names, exported folders or workdirs"
     )
-    flags.add_argument("--data", required=True, type=Path, help="folder made by prepare")
-    flags.add_argument("--split", default="val")
+    flags.add_argument(
+        "--data", required=True, help="made by prepare: a folder or URL, or several with commas"
+    )
     flags.add_argument("--out", required=True, type=Path)
     flags.add_argument(
         "--protocol", default="opensep_jax", help=f"{', '.join(protocol_names())}, or a JSON file"
@@ -82,14 +85,15 @@ def parser() -> argparse.ArgumentParser:
         "--baselines", default=",".join(BASELINES), help="out of these; empty for none"
     )
     flags.add_argument(
-        "--train_data", type=Path, help="what was trained on: its clips are left out, and classes "
-        "are told apart as seen and unseen",
+        "--train_data", help="what was trained on, as in --data: its clips are left out, and "
+        "classes are told apart as seen and unseen",
     )  # fmt: skip
-    flags.add_argument("--train_split", default="train", help="of --train_data")
+    flags.add_argument("--train_split", default="train", help="of --train_data; see --split")
     flags.add_argument("--batch", type=int, default=8, help="mixtures at a time")
     flags.add_argument("--num_shards", type=int, default=1, help="processes that share the work")
     flags.add_argument("--shard", type=int, default=0, help="number of this process, from 0")
     group = flags.add_argument_group("changes of the protocol")
+    group.add_argument("--split", help="of the data, or several with commas: test,test_unseen")
     group.add_argument("--num_sources", help="sources per mixture, e.g. 2,3,4")
     group.add_argument("--mixtures", type=int, help="of each number of sources")
     group.add_argument("--seconds", type=float, help="length of a mixture")
@@ -107,8 +111,8 @@ def main(args: argparse.Namespace) -> int:
     """Scores every list and writes the files."""
     _check_flags(args)
     protocol = _protocol(args)
-    dataset = PreparedDataset(args.data, args.split)
-    train = PreparedDataset(args.train_data, args.train_split) if args.train_data else None
+    dataset = open_prepared(args.data, protocol.split)
+    train = open_prepared(args.train_data, args.train_split) if args.train_data else None
     trained = overlapping_clips(dataset, train) if train else []
     mixtures = _lists(args, protocol, dataset, frozenset(trained))
     if args.write_list:
@@ -120,7 +124,8 @@ def main(args: argparse.Namespace) -> int:
     systems = [load_system(name, mesh) for name in args.checkpoint]
     for system in systems:
         _check_fits(system, dataset, args)
-    about = _about(args, protocol, dataset, mixtures, systems, trained)
+    queries = load_queries(dataset, mixtures, protocol.wordings)
+    about = _about(args, protocol, dataset, train, mixtures, systems, trained)
     if DISCOVERED in protocol.queries:
         separator, discovery = _listener(args)
         about["discovery"] = {
@@ -132,7 +137,7 @@ def main(args: argparse.Namespace) -> int:
     share = {"shard": args.shard, "num_shards": args.num_shards}
     journals = [Journal(args.out, "items", **share)]
     score_lists(
-        dataset, mixtures, protocol, systems, _chosen(args.baselines), journals[0], mesh=mesh,
+        queries, mixtures, protocol, systems, _chosen(args.baselines), journals[0], mesh=mesh,
         batch=args.batch, seen=names_of(train) if train else None, **share,
     )  # fmt: skip
     if DISCOVERED in protocol.queries:
@@ -158,6 +163,7 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     level = args.level_db
     return protocol.changed(
         {
+            "split": args.split,
             "num_sources": _numbers(args.num_sources) if args.num_sources else None,
             "mixtures": args.mixtures,
             "seconds": args.seconds,
@@ -206,6 +212,7 @@ def _about(
     args: argparse.Namespace,
     protocol: Protocol,
     dataset: PreparedDataset,
+    train: PreparedDataset | None,
     mixtures: Mapping[int, Sequence[lists.ListedMixture]],
     systems: Sequence[System],
     trained: Sequence[int],
@@ -217,15 +224,16 @@ def _about(
         "baselines": args.baselines,
         "batch": args.batch,
         "protocol": {"name": args.protocol, **dataclasses.asdict(protocol)},
-        "data": {"split": args.split, "text_encoder": dataset.info["text_encoder"]["id"],
-                 "sample_rate_hz": dataset.sample_rate_hz},
+        "data": {"contents": dataset.contents, "sample_rate_hz": dataset.sample_rate_hz,
+                 "text_encoder": dataset.info["text_encoder"]["id"]},
         "lists": {str(n): lists.digest(dataset, rows) for n, rows in mixtures.items()},
     }  # fmt: skip
     if protocol.sample_rate_hz not in (0, dataset.sample_rate_hz):
         about["protocol"]["differs"] = (
             *protocol.differs, f"{dataset.sample_rate_hz} Hz instead of {protocol.sample_rate_hz}"
         )  # fmt: skip
-    if args.train_data:
+    if train is not None:
+        about["train_data"] = train.contents
         about["clips_left_out_as_trained_on"] = len(trained)
     return about
 
@@ -248,6 +256,8 @@ def _write(
     results = {**about, "rows": tables.flat(rows), "discovered": tables.flat(found_rows)}
     write_json(out / "results.json", results)
     tables.write_csv(out / "results.csv", results["rows"])
+    if found_rows:
+        tables.write_csv(out / "discovered.csv", results["discovered"])
     text = _introduction(about, protocol)
     if rows:
         text += tables.markdown(rows, protocol.headline)
@@ -261,6 +271,11 @@ def _write(
         board.scalars(step, {
             f"{where}/{k}": v for k, v in row.items() if isinstance(v, float)
         })  # fmt: skip
+    for row in results["discovered"]:
+        board.scalars(step, {
+            f"{row['sources']}_sources/discovered/{k}": v for k, v in row.items()
+            if isinstance(v, float)
+        })  # fmt: skip
     board.text(step, "results", text)
     board.close()
     print(text)
@@ -270,9 +285,10 @@ def _introduction(about: dict, protocol: Protocol) -> str:
     """What the table shows, before it."""
     lists_said = ", ".join(f"{n}: `{digest}`" for n, digest in about["lists"].items())
     lines = [
-        f"Protocol `{about['protocol']['name']}`: {protocol.about} {protocol.seconds:g} s, lists "
-        f"by number of sources {lists_said}. dB; mean of mixtures ({protocol.aggregate}) and 95 % "
-        f"bootstrap interval. The protocol's figure: `{protocol.headline}`.",
+        f"Protocol `{about['protocol']['name']}`: {protocol.about} {protocol.seconds:g} s, split "
+        f"`{protocol.split}`, lists by number of sources {lists_said}. dB; mean of mixtures "
+        f"({protocol.aggregate}) and 95 % bootstrap interval. The protocol's figure: "
+        f"`{protocol.headline}`.",
         *(f"- Differs: {difference}." for difference in about["protocol"]["differs"]),
         *(f"- Masks `{rule}`: {_RULE_TEXT[rule]}." for rule in protocol.masks),
     ]

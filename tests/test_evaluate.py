@@ -22,6 +22,7 @@ from opensep_jax.evaluation.systems import load_system
 from opensep_jax.separator import separate
 from opensep_jax.sharding import make_mesh
 from tests.tiny_checkpoint import SAMPLE_RATE_HZ, random_params, shared_checkpoint
+from tests.tiny_dataset import prepare_folder
 
 RUN = ["--mixtures", 10, "--seconds", 0.25, "--num_sources", 2, "--measures", "si_sdr,snr"]
 
@@ -155,6 +156,30 @@ def test_one_device_gives_the_scores_of_eight(
 def test_a_folder_of_another_evaluation_is_refused(results: Path, tiny_dataset: Path, capsys):
     assert _evaluate("--data", tiny_dataset, "--out", results, "--seed", 5) == 2
     assert "holds another evaluation (lists differ)" in capsys.readouterr().err
+
+
+def test_other_words_for_the_same_sounds_are_another_evaluation(
+    results: Path, tiny_sounds: Path, tiny_encoder: Path, tmp_path: Path, capsys
+):
+    root, out = tmp_path / "root", tmp_path / "records"
+    shutil.copytree(tiny_sounds, root)
+    manifest = (root / "manifest.csv").read_text()
+    (root / "manifest.csv").write_text(manifest.replace("The sound of", "A recording of"))
+    assert prepare_folder(root, out, tiny_encoder) == 0
+    assert _evaluate("--data", out, "--out", results) == 2
+    assert "holds another evaluation (data differ)" in capsys.readouterr().err
+    train = ["--data", out, "--out", tmp_path / "a", "--baselines", "mixture", "--train_data"]
+    assert _evaluate(*train, out) == 0
+    assert _evaluate(*train, out, "--train_split", "train,train") == 2
+    assert "(train_data differ)" in capsys.readouterr().err
+
+
+def test_several_splits_are_scored_as_one(tiny_dataset: Path, tmp_path: Path):
+    flags = ["--split", "val,train", "--baselines", "mixture", "--queries", "label"]
+    assert _evaluate("--data", tiny_dataset, "--out", tmp_path, *flags) == 0
+    takes = {clip[-5] for line in _lines(tmp_path) for clip in line["clips"]}
+    assert takes >= {"3", "0"}  # the last one of each sound is in `val`
+    assert "split `val,train`" in (tmp_path / "results.md").read_text()
 
 
 def test_a_list_that_was_written_is_scored_again(results: Path, tiny_dataset: Path, tmp_path: Path):

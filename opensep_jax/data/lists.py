@@ -11,7 +11,6 @@ import numpy as np
 
 from opensep_jax.data.pipeline import crop
 from opensep_jax.data.records import PreparedDataset, RecordError
-from opensep_jax.data.shards import prompt_key
 
 PARTNERS = ("families", "names", "any")
 CROPS = ("sounding", "centre", "start")
@@ -93,11 +92,12 @@ def list_mixtures(
 def _any_mixtures(
     dataset: PreparedDataset, number: int, sources: int, seed: int, without: frozenset[int]
 ) -> list[ListedMixture]:
-    usable = [index for index in range(len(dataset)) if index not in without]
+    table = dataset.table
+    usable = [i for i in range(len(table)) if i not in without and len(table.sources(i))]
     if len(usable) < sources:
         raise RecordError(
-            f"{dataset.folder}: split {dataset.split} has {len(usable)} clips; mixtures of "
-            f"{sources} need as many"
+            f"{dataset.folder}: split {dataset.split} has {len(usable)} clips with words; "
+            f"mixtures of {sources} need as many"
         )
     mixtures = []
     for item in range(number):
@@ -109,10 +109,10 @@ def _any_mixtures(
 def write_list(
     file: Path, dataset: PreparedDataset, lists: Mapping[int, Sequence[ListedMixture]]
 ) -> None:
-    """Writes mixtures by the paths and checksums of their clips, to score the same ones anywhere.
+    """Writes mixtures by the paths and hashes of their clips, to score the same ones anywhere.
 
     Args:
-        file: JSON: `clips` [[path, start in samples, CRC-32 of the PCM16 bytes]], and `mixtures`
+        file: JSON: `clips` [[path, start in samples, hash of the PCM16 samples]], and `mixtures`
             by number of sources, [[seed, [numbers of clips], levels in dB, texts]].
         dataset: which the clips are of.
         lists: mixtures by number of sources.
@@ -177,7 +177,7 @@ def _told(mixture: ListedMixture) -> list:
 
 def _clip_key(dataset: PreparedDataset, index: int) -> list:
     clip = dataset.clips[index]
-    return [clip.path, clip.start_samples, clip.crc32]
+    return [clip.path, clip.start_samples, clip.sha256]
 
 
 def _lines(rows: Sequence[object]) -> str:
@@ -253,33 +253,18 @@ def text_ids(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> 
     return [_text_ids_of(dataset, clip, wording)[0] for clip in mixture.clips]
 
 
-def text_states(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[np.ndarray]:
-    """Token states that each clip is asked for with, [L, C]: those of all its sources."""
-    return [
-        np.concatenate([dataset.text.states(i) for i in _asked(dataset, mixture, place, wording)])
-        for place in range(len(mixture.clips))
-    ]
-
-
-def prompts(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[str]:
-    """What `text_states` are the states of."""
-    return [
-        "; ".join(dataset.text.prompts[i] for i in _asked(dataset, mixture, place, wording))
-        for place in range(len(mixture.clips))
-    ]
-
-
-def _asked(dataset: PreparedDataset, mixture: ListedMixture, place: int, wording: str) -> list[int]:
-    """Text ids of what a list tells, else of a clip's first prompts of a kind."""
-    if not (mixture.texts and mixture.texts[place]):
-        return _text_ids_of(dataset, mixture.clips[place], wording)
-    key = prompt_key(mixture.texts[place], dataset.info["text_encoder"]["id"])
-    if key not in dataset.text.ids:
-        raise RecordError(
-            f"{dataset.folder}: the list asks for {mixture.texts[place]!r}, which is no prompt of "
-            "these records; prepare them with all captions of the list"
-        )
-    return [dataset.text.ids[key]]
+def prompts(dataset: PreparedDataset, mixture: ListedMixture, wording: str) -> list[list[str]]:
+    """What each clip is asked for with: the text of the list, where it tells one; the caption of
+    a clip of several sources; else the first prompt of each of its sources.
+    """
+    asked = []
+    for place, clip in enumerate(mixture.clips):
+        told = mixture.texts[place] if mixture.texts else ""
+        if not told and wording == "caption" and len(dataset.table.sources(clip)) > 1:
+            told = next(iter(dataset.clips[clip].captions), "")
+        ids = [] if told else _text_ids_of(dataset, clip, wording)
+        asked.append([told] if told else [dataset.text.prompts[i] for i in ids])
+    return asked
 
 
 def _text_ids_of(dataset: PreparedDataset, clip: int, wording: str) -> list[int]:

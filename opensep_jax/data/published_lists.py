@@ -3,8 +3,9 @@
 python -m opensep_jax.data.published_lists CSV --data PREPARED --out LIST.json
 
 CSV has a header and a mixture in each row: `lass_synthetic_validation.csv` of DCASE 2024 task 9
-(source, noise, snr, caption), or `evaluation/metadata/*_eval.csv` of Audio-AGI/AudioSep (caption,
-src_wav, noise_wav). Clips are found in the records by their file names without suffix.
+(source, noise, snr, caption), or the `mixtures.csv` that `published_mixtures` makes of AudioSep's.
+Clips are found in the records by their file names without suffix; a file that was cut, by its
+first part.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from opensep_jax.data.lists import ListedMixture, write_list
 from opensep_jax.data.records import PreparedDataset, RecordError
 
-_FIRST, _OTHERS = ("source", "src_wav"), ("noise", "noise_wav")
+_NEEDED = ("source", "noise", "caption")
 
 
 def read_csv(file: Path, dataset: PreparedDataset) -> list[ListedMixture]:
@@ -33,25 +34,24 @@ def read_csv(file: Path, dataset: PreparedDataset) -> list[ListedMixture]:
     """
     with file.open(newline="", encoding="utf-8") as stream:
         header, *rows = list(csv.reader(stream))
-    first = [i for i, name in enumerate(header) if name in _FIRST]
-    others = [i for i, name in enumerate(header) if name.rstrip("0123456789") in _OTHERS]
-    if not first or not others or "caption" not in header:
-        raise RecordError(
-            f"{file}: need columns caption, {' or '.join(_FIRST)}, and {' or '.join(_OTHERS)}; it "
-            f"has {', '.join(header)}"
-        )
-    number = {PurePosixPath(clip.path).stem: i for i, clip in enumerate(dataset.clips)}
+    if not set(_NEEDED) <= set(header):
+        raise RecordError(f"{file}: need columns {', '.join(_NEEDED)}; it has {', '.join(header)}")
+    number = {
+        PurePosixPath(clip.path).stem: i
+        for i, clip in enumerate(dataset.clips)
+        if not clip.start_samples
+    }
     mixtures, missing = [], set()
     for item, row in enumerate(rows):
-        names = [row[i].removesuffix(".wav") for i in (*first, *others)]
+        names = [row[header.index(column)].removesuffix(".wav") for column in _NEEDED[:2]]
         missing |= {name for name in names if name not in number}
         snr_db = float(row[header.index("snr")]) if "snr" in header else 0.0
         mixtures.append(
             ListedMixture(
                 clips=tuple(number.get(name, -1) for name in names),
                 seed=(0, len(names), item, 1),
-                levels_db=(snr_db,) * len(others),
-                texts=(row[header.index("caption")], *[""] * len(others)),
+                levels_db=(snr_db,),
+                texts=(row[header.index("caption")], ""),
             )
         )
     if missing:
@@ -66,8 +66,8 @@ def main() -> int:
     """Reads a CSV file and writes a list."""
     flags = argparse.ArgumentParser(prog="opensep_jax.data.published_lists", description=__doc__)
     flags.add_argument("csv", type=Path)
-    flags.add_argument("--data", required=True, type=Path, help="folder made by prepare")
-    flags.add_argument("--split", default="val")
+    flags.add_argument("--data", required=True, help="folder or URL made by prepare")
+    flags.add_argument("--split", required=True, help="as in the protocol")
     flags.add_argument("--out", required=True, type=Path)
     args = flags.parse_args()
     try:

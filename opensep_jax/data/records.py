@@ -91,6 +91,11 @@ class PreparedDataset:
         return self.info["sample_rate_hz"]
 
     @property
+    def contents(self) -> dict[str, str]:
+        """A hash over sounds, names and prompts of all clips, by folder and split."""
+        return {self.split: self.info["splits"][self.split]["sha256"]}
+
+    @property
     def clips(self) -> "Entries":
         """Entries in the order of the shards, read from the indexes when they are asked for."""
         return Entries(self)

@@ -17,7 +17,7 @@ def open_prepared(
 
     Args:
         folders: a path or URL, or several separated by commas.
-        split: of each; or one per folder, separated by commas.
+        split: of each; or one per folder, separated by commas; or several of one folder.
         text: their table of prompts, where another split has read it already.
 
     Raises:
@@ -25,6 +25,8 @@ def open_prepared(
     """
     names = [name.strip() for name in folders.split(",") if name.strip()]
     splits = [name.strip() for name in split.split(",")]
+    if len(names) == 1:
+        names *= len(splits)
     if len(splits) not in (1, len(names)):
         raise RecordError(f"{len(splits)} splits ({split}) for {len(names)} folders ({folders})")
     splits *= len(names) // len(splits)
@@ -75,6 +77,11 @@ class PreparedUnion:
     def sample_rate_hz(self) -> int:
         """Rate of all clips."""
         return self.info["sample_rate_hz"]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """A hash over sounds, names and prompts of all clips, by data set and split."""
+        return {split: known["sha256"] for split, known in self.info["splits"].items()}
 
     @property
     def clips(self) -> Entries:

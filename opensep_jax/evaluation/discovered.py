@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from opensep_jax.api import Separator
 from opensep_jax.data.lists import ListedMixture, prompts, render_by
-from opensep_jax.data.records import PreparedDataset
+from opensep_jax.data.records import ClipEntry, PreparedDataset
 from opensep_jax.discovery import Discovery
 from opensep_jax.evaluation.journal import Journal
 from opensep_jax.evaluation.protocol import Protocol
@@ -35,8 +35,9 @@ def score_discovery(
     """Separates mixtures by what is heard in them, and by their true captions.
 
     Adds a line for each mixture to the journal: `sources`, `item`, `clips`, the caption, `said`
-    and `true` names, `matched` pairs of their indices, and what `stem_scores` returns;
-    `si_sdri_true_queries` is the improvement of each source when it is asked for by its caption.
+    and `true` names, `matched` pairs of their indices, and what `stem_scores` returns, a clip of
+    several sources being one to separate; `si_sdri_true_queries` is the improvement of each clip
+    when it is asked for by its caption.
 
     Args:
         separator: network and text encoder.
@@ -82,8 +83,8 @@ def _score(
     ):
         mix_1T = sources_ST.sum(0, keepdims=True)
         clips = [dataset.clips[i] for i in mixture.clips]
-        true = [", ".join(source.name for source in clip.sources) for clip in clips]
-        captions = prompts(dataset, mixture, "caption")
+        captions = ["; ".join(texts) for texts in prompts(dataset, mixture, "caption")]
+        named = _named(clips, captions)
         stems_KT, said = np.zeros((0, samples), np.float32), []
         if found.sources:
             separation = separator.separate(mix_1T, rate_hz, found.sources)
@@ -95,11 +96,20 @@ def _score(
             "clips": [clip.path for clip in clips],
             "caption": found.caption,
             "said": said,
-            "true": true,
-            "matched": match_names(said, [list(pair) for pair in zip(true, captions, strict=True)]),
+            "true": [texts[0] for texts in named],
+            "matched": match_names(said, named),
             **stem_scores(stems_KT, sources_ST, mix_1T[0]),
             "si_sdri_true_queries": _rounded(si_sdr(wanted_ST, sources_ST) - before_S),
         }
+
+
+def _named(clips: Sequence[ClipEntry], captions: Sequence[str]) -> list[list[str]]:
+    """Name of every source, with the caption of its clip where that has no other source."""
+    return [
+        [source.name, *([caption] if len(clip.sources) == 1 else [])]
+        for clip, caption in zip(clips, captions, strict=True)
+        for source in clip.sources
+    ]
 
 
 def stem_scores(
@@ -111,33 +121,40 @@ def stem_scores(
     with which its SI-SDR is highest.
 
     Returns:
-        `si_sdri` of each source in dB, 0 where it has no stem; `penalised_si_sdr`: the mean SI-SDR
-        of the pairs, in which each missed source and each invented stem counts PENALTY_DB (Zhu,
-        Yeh and Hasegawa-Johnson, "Multi-decoder DPRNN", ICASSP 2021, arXiv 2011.12022);
-        `over_separated`: share of the stems whose nearest source an earlier one has already;
-        `under_separated`: share of the sources that are no stem's nearest. The shares are ours.
+        `si_sdri` of each source in dB, 0 where it has no stem, None of a silent one, which counts
+        nowhere else either; `penalised_si_sdr`: the mean SI-SDR of the pairs, in which each missed
+        source and each invented stem counts PENALTY_DB (Zhu, Yeh and Hasegawa-Johnson,
+        "Multi-decoder DPRNN", ICASSP 2021, arXiv 2011.12022); `over_separated`: share of the stems
+        whose nearest source an earlier one has already; `under_separated`: share of the sources
+        that are no stem's nearest. The shares are ours.
     """
-    stems, sources = len(stems_KT), len(sources_ST)
-    improvement_S = np.zeros(sources)
+    before_S = np.asarray(si_sdr(mix_T[None], sources_ST))
+    sounding = np.flatnonzero(~np.isnan(before_S))
+    stems, sources = len(stems_KT), len(sounding)
+    improvement_S = np.where(np.isnan(before_S), np.nan, 0.0)
     paired, nearest = [], set()
-    if stems:
-        score_KS = np.asarray(si_sdr(stems_KT[:, None], sources_ST[None]), np.float64)
-        before_S = np.asarray(si_sdr(mix_T[None], sources_ST))
+    if stems and sources:
+        score_KS = np.asarray(si_sdr(stems_KT[:, None], sources_ST[sounding][None]), np.float64)
         nearest = set(score_KS.argmax(1).tolist())
         for k, s in zip(*linear_sum_assignment(-score_KS), strict=True):
-            improvement_S[s] = score_KS[k, s] - before_S[s]
+            improvement_S[sounding[s]] = score_KS[k, s] - before_S[sounding[s]]
             paired.append(score_KS[k, s])
     penalties = PENALTY_DB * abs(stems - sources)
     return {
         "si_sdri": _rounded(improvement_S),
-        "penalised_si_sdr": round(float((sum(paired) + penalties) / max(stems, sources)), 3),
+        "penalised_si_sdr": round(float((sum(paired) + penalties) / max(1, stems, sources)), 3),
         "over_separated": (stems - len(nearest)) / max(1, stems),
-        "under_separated": (sources - len(nearest)) / sources,
+        "under_separated": (sources - len(nearest)) / max(1, sources),
     }
 
 
-def _rounded(values: object) -> list[float]:
-    return [round(float(x), 3) for x in np.asarray(values)]
+def _rounded(values: object) -> list[float | None]:
+    return [round(float(x), 3) if np.isfinite(x) else None for x in np.asarray(values)]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else np.nan
 
 
 def summary(lines: Sequence[dict]) -> dict[str, object]:
@@ -153,7 +170,7 @@ def summary(lines: Sequence[dict]) -> dict[str, object]:
     columns: dict[str, list[float]] = {}
     for line in lines:
         said, true, pairs = (len(line[k]) for k in ("said", "true", "matched"))
-        wanted, got = np.mean(line["si_sdri_true_queries"]), np.mean(line["si_sdri"])
+        wanted, got = _mean(line["si_sdri_true_queries"]), _mean(line["si_sdri"])
         values = {
             "precision": pairs / said if said else np.nan,
             "recall": pairs / true,

@@ -23,7 +23,7 @@ _CHOICES = {
     "measures": MEASURES,
     "scored": ("all", "first"),
     "aggregate": ("mean", "class_means", "class_medians"),
-    "silence": ("scored", "published"),
+    "silence": ("scored", "energy", "published"),
 }
 
 
@@ -36,6 +36,7 @@ class Protocol:
         source: where it is defined.
         published_list: where its mixtures are, if they are anywhere.
         differs: how what is done here is not what was published.
+        split: of the data set, which its clips are of.
         sample_rate_hz: of the original; 0 for any.
         num_sources: clips of a mixture.
         mixtures: of each number.
@@ -49,14 +50,15 @@ class Protocol:
         scored: `all` sources of a mixture, or the `first`.
         aggregate: of mixtures: their `mean`, or the mean of the `class_means` or `class_medians`
             by the first source's name.
-        silence: `scored` by the rules of the measures; `published`: mixtures are left out by
-            `stems.counts_in_published_scores`.
+        silence: `scored` by the rules of the measures; `energy`: sources are left out by
+            `stems.is_silent`; `published`: mixtures are, by `stems.counts_in_published_scores`.
     """
 
     about: str
     source: str
     published_list: str
     differs: tuple[str, ...]
+    split: str
     sample_rate_hz: int
     num_sources: tuple[int, ...]
     mixtures: int

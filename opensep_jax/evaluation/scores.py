@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 from tqdm import tqdm
@@ -12,14 +13,15 @@ from opensep_jax.data.lists import ListedMixture, render_by
 from opensep_jax.data.records import PreparedDataset
 from opensep_jax.evaluation.journal import Journal
 from opensep_jax.evaluation.protocol import Protocol
-from opensep_jax.evaluation.systems import System, baseline_stems, padded_texts
+from opensep_jax.evaluation.queries import Queries
+from opensep_jax.evaluation.systems import System, baseline_stems
 from opensep_jax.sharding import batch_sharding, place
 from opensep_jax.signal.measures import measure
-from opensep_jax.signal.stems import counts_in_published_scores
+from opensep_jax.signal.stems import counts_in_published_scores, is_silent
 
 
 def score_lists(
-    dataset: PreparedDataset,
+    queries: Queries,
     lists: Mapping[int, Sequence[ListedMixture]],
     protocol: Protocol,
     systems: Sequence[System],
@@ -39,7 +41,7 @@ def score_lists(
     figures of the sources, and whether the `silence` rule of published scores counts the mixture.
 
     Args:
-        dataset: of the clips.
+        queries: of the clips.
         lists: mixtures by number of sources.
         protocol: how they are made and scored.
         systems: checkpoints.
@@ -57,13 +59,14 @@ def score_lists(
             for first in range(0, len(mixtures), batch)
         ][shard::num_shards]
         todo = [part for part in parts if any((count, i) not in journal.lines for i in part)]
+        lengths = {kind: queries.length(mixtures, kind) for kind in protocol.wordings if todo}
         for part in tqdm(todo, f"{count} sources", disable=None):
-            rows = [*part, *[part[0]] * (batch - len(part))]
-            scores = _score_batch(dataset, mixtures, rows, protocol, systems, baselines, mesh)
+            rows = [mixtures[item] for item in [*part, *[part[0]] * (batch - len(part))]]
+            scores = _score_batch(queries, rows, lengths, protocol, systems, baselines, mesh)
             lines = []
             for position, item in enumerate(part):
                 line = {"sources": count, "item": item}
-                line |= _described(dataset, mixtures[item], seen)
+                line |= _described(queries.dataset, mixtures[item], seen)
                 line["scores"] = [
                     row | {k: _rounded(v[position]) for k, v in found.items()}
                     for row, found in scores
@@ -73,48 +76,59 @@ def score_lists(
 
 
 def _score_batch(
-    dataset: PreparedDataset,
+    queries: Queries,
     mixtures: Sequence[ListedMixture],
-    rows: Sequence[int],
+    lengths: Mapping[str, int],
     protocol: Protocol,
     systems: Sequence[System],
     baselines: Sequence[str],
     mesh: jax.sharding.Mesh,
 ) -> list[tuple[dict, dict[str, np.ndarray]]]:
     """Figures [B, S] of a batch, for each row of the table."""
+    dataset, rows = queries.dataset, batch_sharding(mesh)
     samples = round(protocol.seconds * dataset.sample_rate_hz)
-    rendered = [
-        render_by(
-            dataset, mixtures[row], samples, protocol.crops, protocol.levels, protocol.range_db
-        )
-        for row in rows
-    ]
-    sources_BST = place(np.stack(rendered), batch_sharding(mesh))
+    rules = protocol.crops, protocol.levels, protocol.range_db
+    rendered = [render_by(dataset, mixture, samples, *rules) for mixture in mixtures]
+    sources_BST = place(np.stack(rendered), rows)
+    figures_of = functools.partial(
+        figures, sources_BST=sources_BST, mesh=mesh, energy_rule=protocol.silence == "energy"
+    )
     found = []
     for name in baselines:
         row = {"system": name, "query": "", "masks": ""}
         stems_BST = baseline_stems(sources_BST, name)
-        found.append((row, figures(stems_BST, sources_BST, protocol.measures, mesh)))
+        found.append((row, figures_of(stems_BST, names=protocol.measures)))
     if "spectral_overlap" in protocol.measures:  # what there is to compare that of stems with
         row = {"system": "sources", "query": "", "masks": ""}
-        found.append((row, figures(sources_BST, sources_BST, ("spectral_overlap",), mesh)))
+        found.append((row, figures_of(sources_BST, names=("spectral_overlap",))))
     for system in systems:
         if system.blind and system.outputs < sources_BST.shape[1]:
             continue  # more sources than it can tell apart
         for query in ("",) if system.blind else protocol.wordings:
-            texts = padded_texts(dataset, mixtures, rows, query, mesh) if query else {}
+            texts = queries.padded(mixtures, query, lengths[query]) if query else {}
+            texts = place(texts, rows)
             stems = system.separate(sources_BST, texts, protocol.masks)
             for masks, stems_BST in stems.items():
                 row = {"system": system.name, "query": query, "masks": masks}
-                found.append((row, figures(stems_BST, sources_BST, protocol.measures, mesh)))
+                found.append((row, figures_of(stems_BST, names=protocol.measures)))
     return found
 
 
 def figures(
-    stems_BST: jax.Array, sources_BST: jax.Array, names: tuple[str, ...], mesh: jax.sharding.Mesh
+    stems_BST: jax.Array,
+    sources_BST: jax.Array,
+    names: tuple[str, ...],
+    mesh: jax.sharding.Mesh,
+    energy_rule: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Figures [B, S] of the named measures, and `counts` [B], on the host."""
+    """Figures [B, S] of the named measures, and `counts` [B], on the host.
+
+    With `energy_rule` they are NaN where the source is silent by `stems.is_silent`.
+    """
     found = _measured(mesh, names)(stems_BST, sources_BST)
+    if energy_rule:
+        silent_BS = is_silent(sources_BST)
+        found = {name: jnp.where(silent_BS, jnp.nan, value) for name, value in found.items()}
     counts_B = counts_in_published_scores(stems_BST, sources_BST)
     return jax.device_get({**found, "counts": counts_B})
 

@@ -2,24 +2,19 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from opensep_jax.api import load_separator
 from opensep_jax.checkpoint import shipped
-from opensep_jax.data.lists import ListedMixture, pad_texts, text_states
-from opensep_jax.data.records import PreparedDataset
 from opensep_jax.separator import SeparatorNet, abstract_params, build_separator
-from opensep_jax.sharding import batch_sharding, place, replicated
+from opensep_jax.sharding import place, replicated
 from opensep_jax.signal.stft import Stft, istft, stft
 from opensep_jax.training.validation import separate_mixtures
 
 BASELINES = ("mixture", "irm", "ibm")
 _SPEC = Stft(1024, 256)  # of ideal masks, whatever the network's
-_TOKENS = 16  # prompts are padded to a multiple
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +51,7 @@ class System:
 
         Args:
             sources_BST: true sources; their sum is separated.
-            texts: of `padded_texts`; empty for a network without text.
+            texts: of `Queries.padded`; empty for a network without text.
             rules: of `training.validation.RULES`.
         """
         separate = _jitted(self.net, rules, self.blind)
@@ -132,29 +127,3 @@ def baseline_stems(sources_BST: jax.Array, name: str) -> jax.Array:
     else:
         mask_BSFN = level_BSFN / jnp.maximum(level_BSFN.sum(1, keepdims=True), 1e-9)
     return istft(mask_BSFN * stft(mix_BT, _SPEC)[:, None], _SPEC, mix_BT.shape[-1])
-
-
-def padded_texts(
-    dataset: PreparedDataset,
-    mixtures: Sequence[ListedMixture],
-    rows: Sequence[int],
-    wording: str,
-    mesh: jax.sharding.Mesh,
-) -> dict[str, jax.Array]:
-    """Texts of a batch, padded to the longest of the whole list.
-
-    Args:
-        dataset: of the clips.
-        mixtures: the list.
-        rows: which of them are the batch.
-        wording: kind of prompt.
-        mesh: whose devices share the batch.
-
-    Returns:
-        `text` [B, S, L, C] and `text_mask` [B, S, L].
-    """
-    longest = max(len(s) for m in mixtures for s in text_states(dataset, m, wording))
-    length = _TOKENS * -(-longest // _TOKENS)
-    padded = [pad_texts(text_states(dataset, mixtures[row], wording), length) for row in rows]
-    states, masks = (np.stack(part) for part in zip(*padded, strict=True))
-    return place({"text": states, "text_mask": masks}, batch_sharding(mesh))

@@ -110,7 +110,8 @@ def summarise(
 
     Returns:
         Rows with `sources`, `group` (`all`, and `seen` and `unseen` where both occur), `system`,
-        `query`, `masks`, `mixtures`, `left_out`, and an `Estimate` by figure.
+        `query`, `masks`, `mixtures` (that have such sources), `left_out`, and an `Estimate` by
+        figure.
     """
     groups: dict[tuple, list[tuple[dict, dict]]] = {}
     for line in lines:
@@ -122,27 +123,29 @@ def summarise(
     for (sources, system, query, masks), members in groups.items():
         counted = [m for m in members if silence != "published" or m[1]["counts"]]
         for group in ("all", *(("seen", "unseen") if len(kinds) == 2 else ())):
+            own = [(line, r) for line, r in counted if _scored(line, group, scored)]
             row = {
                 "sources": sources, "group": group, "system": system, "query": query,
-                "masks": masks, "mixtures": len(counted), "left_out": len(members) - len(counted),
+                "masks": masks, "mixtures": len(own), "left_out": len(members) - len(counted),
             }  # fmt: skip
             figures = [k for k, v in members[0][1].items() if isinstance(v, list)]
-            classes = [line["names"][0] for line, _ in counted]
+            classes = [line["names"][0] for line, _ in own]
             for figure in figures:
-                values = [_value(line, own[figure], group, scored) for line, own in counted]
+                values = [_value(r[figure], _scored(line, group, scored)) for line, r in own]
                 row[figure] = bootstrap(values, aggregate, classes)
             rows.append(row)
     return sorted(rows, key=lambda row: row["sources"])
 
 
-def _value(line: dict, values_S: Sequence[float | None], group: str, scored: str) -> float:
-    """Of a mixture: mean over the sources that are scored and of the group; NaN of none."""
-    last = 1 if scored == "first" else len(values_S)
-    taken = [
-        value
-        for s, value in enumerate(values_S[:last])
-        if value is not None and (group == "all" or line["seen"][s] == (group == "seen"))
-    ]
+def _scored(line: dict, group: str, scored: str) -> list[int]:
+    """Sources of a mixture that are scored and of a group."""
+    places = range(1 if scored == "first" else len(line["names"]))
+    return [s for s in places if group == "all" or line["seen"][s] == (group == "seen")]
+
+
+def _value(values_S: Sequence[float | None], places: Sequence[int]) -> float:
+    """Mean over these sources, as far as there is a figure of them; else NaN."""
+    taken = [values_S[s] for s in places if values_S[s] is not None]
     return float(np.mean(taken)) if taken else np.nan
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from importlib import resources
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from opensep_jax.data import lists
 from opensep_jax.data.clip_table import make_table
+from opensep_jax.data.cutting import CutCounts, cut_file
 from opensep_jax.data.records import PreparedDataset, RecordError
 from tests.tiny_dataset import FAMILIES
 
@@ -118,10 +120,31 @@ def test_partners_may_be_of_any_family_or_any_clip(dataset):
     chosen = lists.list_mixtures(dataset, 60, 3, 0, "any", without)
     assert {clip for m in chosen for clip in m.clips} == set(range(4, 8))
     assert all(len(set(m.clips)) == 3 for m in chosen)
-    with pytest.raises(RecordError, match="8 clips; mixtures of 9 need as many"):
+    with pytest.raises(RecordError, match="8 clips with words; mixtures of 9 need as many"):
         lists.list_mixtures(dataset, 1, 9, 0, "any")
     with pytest.raises(ValueError, match="partners='friends' is not known"):
         lists.list_mixtures(dataset, 1, 2, 0, "friends")
+
+
+def test_clips_without_words_are_never_drawn():
+    table = make_table([(1, [0]), (1, []), (1, [1])], [(name, {}) for name in "ab"])
+    dataset = SimpleNamespace(info={}, table=table, folder="here", split="val")
+    chosen = lists.list_mixtures(dataset, 20, 2, 0, "any")
+    assert {clip for mixture in chosen for clip in mixture.clips} == {0, 2}
+
+
+def test_a_clip_of_several_sources_is_asked_for_by_its_caption():
+    kinds = {"caption": [0], "label": [1]}
+    table = make_table([(1, [0, 1]), (1, [0])], [("a", kinds), ("b", {"label": [2]})])
+    captions = ["A woman talks as water pours"], ["the caption of a"]
+    dataset = SimpleNamespace(
+        table=table, clips=[SimpleNamespace(captions=own) for own in captions],
+        text=SimpleNamespace(prompts=["the caption of a", "a", "b"]),
+    )  # fmt: skip
+    mixture = lists.ListedMixture((0, 1), (0,))
+    asked = lists.prompts(dataset, mixture, "caption")
+    assert asked == [["A woman talks as water pours"], ["the caption of a"]]
+    assert lists.prompts(dataset, mixture, "label") == [["a", "b"], ["a"]]
 
 
 def test_published_levels_and_crops(dataset):
@@ -139,9 +162,21 @@ def test_published_levels_and_crops(dataset):
         assert np.abs(first + other).max() <= 1
 
 
+@pytest.mark.slow
+def test_the_shipped_list_fits_the_sound_bank():
+    """What `prepare` makes of the recordings today is what the list was written for."""
+    root = Path(__file__).parents[3] / "shared/data/soundbank"
+    if not root.exists():
+        pytest.skip(f"{root} is not here")
+    file = resources.files("opensep_jax").joinpath("assets/lists/soundbank_val.json")
+    for path, start, sha256 in json.loads(file.read_text())["clips"]:
+        ((first, pcm_T),) = cut_file(root / path, 16_000, 30.0, CutCounts())
+        assert (first, hashlib.sha256(pcm_T.tobytes()).hexdigest()[:32]) == (start, sha256), path
+
+
 def test_the_shipped_list_is_the_one_that_figures_were_measured_on():
     file = resources.files("opensep_jax").joinpath("assets/lists/soundbank_val.json")
     content = file.read_bytes()
-    assert hashlib.sha256(content).hexdigest()[:16] == "d1382ffe7233ec88"
+    assert hashlib.sha256(content).hexdigest()[:16] == "9ff9585148601965"
     counts = {n: len(rows) for n, rows in json.loads(content)["mixtures"].items()}
     assert counts == {str(n): 200 for n in range(2, 7)}

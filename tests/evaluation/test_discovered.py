@@ -1,10 +1,13 @@
 """Scores of what was found: pairing of stems, missed and invented sources, names, and the door."""
 
+import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from opensep_jax import evaluate
 from opensep_jax.cli import run
@@ -43,6 +46,27 @@ def test_nothing_found(sources_ST: np.ndarray):
     assert scores == {
         "si_sdri": [0, 0, 0], "penalised_si_sdr": -30, "over_separated": 0, "under_separated": 1,
     }  # fmt: skip
+
+
+def test_a_silent_source_counts_nowhere(sources_ST: np.ndarray):
+    with_silence = np.concatenate([np.zeros_like(sources_ST[:1]), sources_ST[:2]])
+    stems_KT = sources_ST[:2] + 0.1 * sources_ST[2]
+    mix_T = sources_ST[:2].sum(0)
+    scores = discovered.stem_scores(stems_KT, with_silence, mix_T)
+    expected = discovered.stem_scores(stems_KT, sources_ST[:2], mix_T)
+    assert scores == expected | {"si_sdri": [None, *expected["si_sdri"]]}
+    nothing = discovered.stem_scores(stems_KT, np.zeros_like(sources_ST), mix_T)
+    assert nothing["si_sdri"] == [None] * 3 and nothing["penalised_si_sdr"] == -30
+
+
+def test_every_source_of_a_clip_can_be_found():
+    def source(name: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name)
+
+    talk, dog = [source("woman talking"), source("water pouring")], [source("dog")]
+    clips = [SimpleNamespace(sources=own) for own in (talk, dog)]
+    named = discovered._named(clips, ["A woman talks as water pours", "A dog barks"])
+    assert named == [["woman talking"], ["water pouring"], ["dog", "A dog barks"]]
 
 
 def test_summary_of_two_mixtures():
@@ -97,3 +121,8 @@ def test_the_door(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     hits = sum(len({"hum", "clicks"} & set(item["true"])) for item in items)
     assert hits and row["recall"] == pytest.approx(hits / 12, abs=1e-4) and row["count_error"] == 1
     assert (tmp_path / "results.md").read_text() in capsys.readouterr().out
+    with (tmp_path / "discovered.csv").open() as stream:
+        (plain,) = csv.DictReader(stream)
+    assert float(plain["recall"]) == row["recall"]
+    tags = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    assert "2_sources/discovered/recall" in tags

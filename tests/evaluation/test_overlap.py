@@ -24,3 +24,12 @@ def test_renamed_clips_are_found_and_others_are_not(
     assert found == ["renamed.wav"]
     assert overlapping_clips(PreparedDataset(tiny_dataset, "val"), train) == []
     assert names_of(train) == set(SOUNDS)
+
+
+def test_clips_are_found_however_they_are_stored(
+    tiny_sounds: Path, tiny_dataset: Path, tiny_encoder: Path, tmp_path: Path
+):
+    assert prepare_folder(tiny_sounds, tmp_path, tiny_encoder, "--audio", "flac") == 0
+    train, packed = PreparedDataset(tiny_dataset, "train"), PreparedDataset(tmp_path, "train")
+    assert packed.clips[0].crc32 != train.clips[0].crc32
+    assert overlapping_clips(packed, train) == list(range(len(train)))

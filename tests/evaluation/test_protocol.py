@@ -13,6 +13,7 @@ from opensep_jax.evaluation.protocol import load_protocol, protocol_names
 def test_a_protocol_says_what_it_scores_and_where_it_is_from(name: str):
     protocol = load_protocol(name)
     assert protocol.about.endswith(".") and len(protocol.source) > 10 and protocol.published_list
+    assert protocol.split in ("val", "test")
     measure = protocol.headline.removesuffix("i").removesuffix("_sdr")
     assert protocol.headline.removesuffix("i") in protocol.measures or measure in protocol.measures
     if protocol.scored == "first":  # one query: no other prompt may move its mask
