@@ -11,7 +11,8 @@ training    what does training on pairs, on bare names or on descriptions change
 teller      who should tell the properties: the bank, or the language model?
 
 Each writes a table, its numbers and a plot, all with intervals, as `<question>.md`, `.json` and
-`.png`. What was scored is kept in --out, so a killed command goes on.
+`.png`. What `evaluate` scored (sources, captioners, training) is kept in --out, so a killed command
+goes on.
 """
 
 import argparse
@@ -179,6 +180,8 @@ def training(args: argparse.Namespace) -> comparison.Values:
                 }
                 for count in found[0]
             }
+        if len(found) > 1:  # an interval is of mixtures; how far seeds are apart is told beside it
+            values |= {folder.name: own for folder, own in zip(folders, found, strict=True)}
     if not values:
         raise DoorError(f"{args.runs} holds no workdir like base-0 of benchmarks.ablation")
     return values

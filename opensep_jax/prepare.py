@@ -257,10 +257,16 @@ def _finish(work: Work, text_shards: int) -> None:
     tasks = preparing.all_tasks(work.dataset, plan)
     names: collections.Counter[str] = collections.Counter()
     splits, details = {}, {}
+    elsewhere: set[bytes] = set()
     for split in plan["clip_shards"]:
         own = (read_index(out / stem) for stem, _ in tasks if stem.startswith(f"clips-{split}-"))
-        counted = summarise_split(own, names, plan["sample_rate_hz"])
+        counted = summarise_split(own, names, elsewhere, plan["sample_rate_hz"])
         splits[split], details[split] = counted
+        if details[split]["also_in_another_split"]:
+            logger.warning(
+                "%d clips of split %s are in another split, too, to the sample",
+                details[split]["also_in_another_split"], split,
+            )  # fmt: skip
     made = (read_msgpack(work.stage(stem, "cut")) for stem, _ in tasks)
     texts = [out / f"{shard_name('text', i, text_shards)}.index" for i in range(text_shards)]
     summary = summarise(details, names, made, [read_msgpack(file) for file in texts])

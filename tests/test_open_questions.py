@@ -60,10 +60,15 @@ def test_variants_are_averaged_over_seeds_and_asked_their_own_query(
         return [{"sources": 2, "scores": scores}] * 3
 
     monkeypatch.setattr(open_questions, "_evaluated", evaluated)
-    base, names = _ask("training", tiny_dataset, tmp_path / "out", "--runs", runs)
+    base, first, second, names = _ask("training", tiny_dataset, tmp_path / "out", "--runs", runs)
     assert asked == {"base-0": "caption", "base-1": "caption", "names_only-0": "label"}
     assert base["contestant"] == "base (2 seeds)" and base["SI-SDRi"][0] == [2, 2, 2]
     assert names["SI-SDRi"] == [[5, 5, 5], [3, 3, 3]]
+    assert (first["contestant"], first["SI-SDRi"][0][0], second["SI-SDRi"][0][0]) == (
+        "base-0",
+        1,
+        3,
+    )
     assert set(open_questions.TRAINED) <= set(ablation.VARIANTS)
 
 

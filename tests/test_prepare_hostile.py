@@ -70,7 +70,21 @@ def test_rotten_files_are_named_and_counted(root, tmp_path, tiny_encoder, capsys
     reasons = {why: n for split in summary["splits"].values() for why, n in
                split["rejected"].items()}  # fmt: skip
     assert reasons["the file is empty"] == 1 and sum(reasons.values()) >= 4
-    assert sum(split["duplicates"] for split in summary["splits"].values()) <= 1
+    twice = ("duplicates", "also_in_another_split")
+    assert sum(split[key] for split in summary["splits"].values() for key in twice) == 1
+
+
+def test_what_was_heard_of_a_long_file_before_its_damage_is_kept(
+    root, tmp_path, tiny_encoder, monkeypatch, capsys
+):
+    monkeypatch.setattr(cutting, "_PART_S", 1.0)
+    noise_T = 0.3 * np.random.default_rng(0).standard_normal(60 * RATE_HZ)
+    soundfile.write(root / "hum" / "a_long.flac", noise_T, RATE_HZ)
+    _cut_short(root / "hum" / "a_long.flac")
+    assert _run(root, tmp_path / "out", tiny_encoder, "--max_seconds", "0.5") == 1
+    clips = PreparedDataset(tmp_path / "out", "train").clips
+    kept = sum(Path(clip.path).name == "a_long.flac" for clip in clips)
+    assert kept > 1 and f"; {kept} clips from before that are kept" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -265,8 +265,8 @@ def test_data_sets_that_do_not_fit_together_are_named(prepared, tmp_path, tiny_e
     other = prepare_published("music", tmp_path, tiny_encoder, "--sample_rate_hz", 8000)
     with pytest.raises(RecordError, match="different sample_rate_hz do not mix: .*8000"):
         open_prepared(f"{prepared['vggsound']},{other}", "train")
-    with pytest.raises(RecordError, match="2 splits .train,val. for 1 folders"):
-        open_prepared(str(other), "train,val")
+    with pytest.raises(RecordError, match="3 splits .train,val,test. for 2 folders"):
+        open_prepared(f"{other},{other}", "train,val,test")
 
 
 def test_a_damaged_record_stops_or_is_skipped(prepared, tmp_path, caplog):

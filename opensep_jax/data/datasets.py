@@ -1,9 +1,11 @@
 """Folders of recordings, read into clips; nothing is decoded here."""
 
+import collections
 import csv
 import dataclasses
 import json
 import logging
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -74,7 +76,8 @@ class Dataset:
 def read_folder(root: Path, val_every: int = 10) -> Dataset:
     """Reads a folder with `manifest.csv`, or with one subfolder per class.
 
-    The manifest has the columns path, label, caption, split (others are kept as they are).
+    The manifest has the columns path, label, caption, split (others are kept as they are); rows
+    that cannot be used are noted.
     Without a manifest the class is the name of the top subfolder (underscores become spaces),
     there is no caption, and every `val_every`-th file of a class is validation; the last one of a
     class that has fewer, but more than one. Files in no subfolder have no label: only a captioner
@@ -87,19 +90,24 @@ def read_folder(root: Path, val_every: int = 10) -> Dataset:
     manifest = root / "manifest.csv"
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder (--root)")
-    clips = _from_manifest(manifest) if manifest.exists() else _from_subfolders(root, val_every)
+    notes: dict[str, list[str]] = collections.defaultdict(list)
+    if manifest.exists():
+        clips = _from_manifest(manifest, notes)
+    else:
+        clips = _from_subfolders(root, val_every, notes)
     if not clips:
-        raise ValueError(f"{root}: no clips: neither manifest.csv rows nor audio files")
+        told = "".join(f"; {kind}: {found[0]}" for kind, found in notes.items())
+        raise ValueError(f"{root}: no clips: neither manifest.csv rows nor audio files{told}")
     families, scenes = (_read_groups(root / f"{kind}.json") for kind in ("families", "scenes"))
     counts = Counter(label for labels in families.values() for label in labels)
     repeated = [label for label, count in counts.items() if count > 1]
     if repeated:
         raise ValueError(f"{root / 'families.json'}: in several families: {', '.join(repeated)}")
     clips = tuple(sorted(clips, key=lambda c: (c.split, c.id)))
-    return Dataset(root, clips, families, scenes)
+    return Dataset(root, clips, families, scenes, dict(notes))
 
 
-def _from_manifest(manifest: Path) -> list[Clip]:
+def _from_manifest(manifest: Path, notes: dict[str, list[str]]) -> list[Clip]:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -116,11 +124,14 @@ def _from_manifest(manifest: Path) -> list[Clip]:
         known = {column: (row.get(column) or "").strip() for column in MANIFEST_COLUMNS}
         path, label, split = known["path"], known["label"], known["split"] or "train"
         if not path or not label:
-            raise ValueError(f"{manifest}: row {number} has an empty path or label: {row}")
+            notes["bad_rows"].append(f"{manifest.name}:{number}: empty path or label: {row}")
+            continue
         if path in seen:
-            raise ValueError(f"{manifest}: rows {seen[path]} and {number} are both {path}")
+            notes["listed_twice"].append(f"{manifest.name}:{number}: {path} is in row {seen[path]}")
+            continue
         if not re.fullmatch(r"\w+", split):
-            raise ValueError(f"{manifest}: row {number}: split {split!r} is not a single word")
+            notes["bad_rows"].append(f"{manifest.name}:{number}: split {split!r} is no word")
+            continue
         seen[path] = number
         extra = {k: v for k, v in row.items() if k and k not in MANIFEST_COLUMNS and v}
         source, captions = ClipSource(label, known["caption"]), (known["caption"],)
@@ -143,18 +154,22 @@ def _read_groups(file: Path) -> dict[str, list[str]]:
     return groups
 
 
-def _from_subfolders(root: Path, val_every: int) -> list[Clip]:
+def _from_subfolders(root: Path, val_every: int, notes: dict[str, list[str]]) -> list[Clip]:
     loose = [p.name for p in root.iterdir() if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file()]
     if loose:
         logger.warning("%s: %d files are in no class folder: they have no label", root, len(loose))
     clips = [Clip(name, name, "train", (), (), {}) for name in sorted(loose)]
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):
         source = ClipSource(folder.name.replace("_", " "), "")
-        files = [file for file in list_audio_files([folder]) if file.problem is None]
+        listed = list_audio_files([folder])
+        files = [file for file in listed if file.problem is None]
+        notes["unreadable"] += [f"{f.path}: {f.problem}" for f in listed if f.problem is not None]
         for number, file in enumerate(files):
             is_val = number % val_every == min(val_every, len(files)) - 1 and len(files) > 1
             path = str(file.path.relative_to(root))
             clips.append(Clip(path, path, "val" if is_val else "train", (source,), (), {}))
+    if not notes["unreadable"]:
+        del notes["unreadable"]
     return clips
 
 
@@ -166,9 +181,13 @@ def coverage(dataset: Dataset) -> dict:
         data set's notes.
     """
     splits: dict[str, dict[str, int]] = {}
+    missing = []
     for clip in dataset.clips:
         counts = splits.setdefault(clip.split, {"listed": 0, "found": 0, "missing": 0})
         counts["listed"] += 1
-        counts["missing" if clip.path is None else "found"] += 1
-    missing = [clip.id for clip in dataset.clips if clip.path is None]
+        if clip.path is not None and os.path.exists(dataset.root / clip.path):
+            counts["found"] += 1
+        else:
+            counts["missing"] += 1
+            missing.append(clip.id)
     return {"splits": splits, "missing": missing, **dataset.notes}

@@ -106,7 +106,7 @@ def pack_index(
         stem: path of the shard without suffix.
         clips: for each record, in order, the map of `write_audio`, and a clip's sources, captions
             and extra columns.
-        rejected: `{"path", "why"}` of files that gave no clip, or one without words.
+        rejected: `{"path", "why"}` of files that gave no clip, only some, or one without words.
 
     Returns:
         Content of `<stem>.index`.

@@ -10,19 +10,20 @@ import numpy as np
 
 
 def summarise_split(
-    indexes: Iterable[dict], names: Counter[str], sample_rate_hz: int
+    indexes: Iterable[dict], names: Counter[str], elsewhere: set[bytes], sample_rate_hz: int
 ) -> tuple[dict, dict]:
     """Counts over the clips of a split; one shard at a time is in memory.
 
     Args:
         indexes: of its shards, in order.
         names: clips by name; is added to.
+        elsewhere: hashes of the clips of other splits; is added to.
         sample_rate_hz: rate of the clips.
 
     Returns:
         For `dataset.json`: `shards`, `clips`, `seconds`, `rejected` and `sha256`, a hash over the
         clips' files, checksums, names and prompts. For `summary.json`: `clips`, `hours`,
-        `duplicates`, `clips_by_sources` and `rejected` by reason.
+        `duplicates`, `also_in_another_split`, `clips_by_sources` and `rejected` by reason.
     """
     contents: set[bytes] = set()
     sources: Counter[int] = Counter()
@@ -39,12 +40,15 @@ def summarise_split(
             contents.add(bytes.fromhex(clip["sha256"]))
             sources[len(clip["sources"])] += 1
             names.update(index["sources"][i]["name"] for i in clip["sources"])
+    shared = len(contents & elsewhere)
+    elsewhere |= contents
     rejected, seconds = sum(reasons.values()), samples / sample_rate_hz
     info = {"shards": shards, "clips": clips, "seconds": round(seconds, 3), "rejected": rejected}
     return info | {"sha256": content.hexdigest()}, {
         "clips": clips,
         "hours": round(seconds / 3600, 4),
         "duplicates": clips - len(contents),
+        "also_in_another_split": shared,
         "clips_by_sources": {str(count): sources[count] for count in sorted(sources)},
         "rejected": dict(reasons.most_common()),
     }

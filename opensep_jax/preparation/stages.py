@@ -161,9 +161,10 @@ def index(work: Work) -> None:
             prompts |= {text for own in kinds for texts in own.values() for text in texts}
             sources = wording.source_entries(told, kinds, work.encoder.id)
             rows.append((row, sources, list(told.captions), clip.extra))
-        write_if_new(work.stage(stem, "prompts"), msgpack.packb(sorted(prompts)))
         content = shards.pack_index(work.out / stem, rows, rejected)
         write_if_new(work.out / f"{stem}.index", content)
+        # Last: where it is, `missing_shards` takes the shard for finished.
+        write_if_new(work.stage(stem, "prompts"), msgpack.packb(sorted(prompts)))
 
 
 def missing_shards(work: Work) -> list[str]:
@@ -244,15 +245,17 @@ def _cut_clips(
             shown = ascii(clip.path)
             rejected.append({"path": shown, "why": f"{shown}: its name is not UTF-8; rename it"})
             continue
-        path = work.dataset.root / clip.path
+        path, kept = work.dataset.root / clip.path, 0
         try:
             for speed in plan["speeds"] if clip.split.startswith("train") else (1.0,):
                 settings = plan["sample_rate_hz"], plan["max_seconds"], counts, speed
                 for start, pcm_T in cut_file(path, *settings):
                     known = {"path": clip.path, "start_samples": start, "clip": number}
                     yield known | ({"speed": speed} if speed != 1 else {}), pcm_T
+                    kept += 1
         except AudioError as error:
-            rejected.append({"path": clip.path, "why": str(error)})
+            why = f"{error}; {kept} clips from before that are kept" if kept else str(error)
+            rejected.append({"path": clip.path, "why": why})
 
 
 def _rows(work: Work, stem: str) -> list[dict]:

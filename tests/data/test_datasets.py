@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opensep_jax.data.datasets import ClipSource, read_folder
+from opensep_jax.data.datasets import ClipSource, coverage, read_folder
 
 
 def _manifest(root: Path, *rows: tuple[str, ...], header="path,label,caption,split") -> Path:
@@ -47,17 +47,36 @@ def test_path_and_label_are_enough_and_a_byte_order_mark_is_skipped(tmp_path):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([("a.wav", "dog"), ("b.wav", " ")], "row 3 has an empty path or label: .*b.wav"),
-        ([("", "dog")], "row 2 has an empty path or label"),
-        ([("a.wav",)], "row 2 has an empty path or label"),
-        ([("a.wav", "dog"), ("b.wav", "cat"), ("a.wav", "cat")], "rows 2 and 4 are both a.wav"),
-        ([("a.wav", "dog", "", "te/st")], "row 2: split 'te/st' is not a single word"),
+        ([("", "dog")], "no clips: .*bad_rows: manifest.csv:2: empty path or label"),
+        ([("a.wav",)], "manifest.csv:2: empty path or label"),
         ([], "no clips: neither manifest.csv rows nor audio files"),
     ],
 )
-def test_problems_of_a_row_are_named(tmp_path, rows, message):
+def test_a_manifest_of_nothing_usable_is_refused(tmp_path, rows, message):
     with pytest.raises(ValueError, match=message):
         read_folder(_manifest(tmp_path, *rows))
+
+
+def test_rows_that_cannot_be_used_are_noted_and_missing_files_counted(tmp_path):
+    rows = [("a.wav", "dog"), ("b.wav", " "), ("gone.wav", "cat"), ("a.wav", "cat"),
+            ("c.wav", "dog", "", "te/st")]  # fmt: skip
+    (tmp_path / "a.wav").touch()
+    dataset = read_folder(_manifest(tmp_path, *rows))
+    assert [clip.path for clip in dataset.clips] == ["a.wav", "gone.wav"]
+    report = coverage(dataset)
+    assert report["splits"] == {"train": {"listed": 2, "found": 1, "missing": 1}}
+    assert report["missing"] == ["gone.wav"]
+    assert report["listed_twice"] == ["manifest.csv:5: a.wav is in row 2"]
+    bad = [note.split(": ")[0] for note in report["bad_rows"]]
+    assert bad == ["manifest.csv:3", "manifest.csv:6"] and "'te/st'" in report["bad_rows"][1]
+
+
+def test_a_class_folder_without_sound_is_noted(tmp_path):
+    for name in ("dog", "notes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dog" / "a.wav").touch()
+    (note,) = read_folder(tmp_path).notes["unreadable"]
+    assert note.endswith("notes: no audio file in this folder")
 
 
 def test_problems_of_a_file_are_named(tmp_path):
