@@ -27,7 +27,7 @@ import soundfile
 _KINDS = (("wav", "PCM_16"), ("flac", "PCM_24"), ("ogg", "VORBIS"), ("wav", "FLOAT"))
 _KINDS += (("mp3", "MPEG_LAYER_III"), ("aiff", "PCM_16"))
 _RATES_HZ = (16_000, 44_100, 48_000, 22_050, 8000)
-_BROKEN = ("empty", "text", "header", "nan", "silent header", "torn flac")
+_BROKEN = ("empty", "text", "header", "nan", "silent header", "torn flac", "cut mp3")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,6 +80,10 @@ def _write_broken(folder: Path, number: int, kind: str) -> None:
         soundfile.write(file, noise_T, 16_000, "FLOAT")
     elif kind == "silent header":
         soundfile.write(file, noise_T[:0], 16_000)
+    elif kind == "cut mp3":
+        file = file.with_suffix(".mp3")
+        soundfile.write(file, noise_T, 16_000)
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     else:
         file = file.with_suffix(".flac")
         soundfile.write(file, noise_T, 16_000)
