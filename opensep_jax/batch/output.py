@@ -70,7 +70,7 @@ class Output:
             self._target: Spool | StemFiles = closing.enter_context(
                 Spool(self._folder, len(everything), signal.channels)
                 if self._waits()
-                else self._files(everything, signal.frames or 0)
+                else self._files(everything)
             )
             self._closing = closing.pop_all()
 
@@ -123,7 +123,7 @@ class Output:
         kept = sorted(kept, key=lambda i: -sources[i].energy_share)[: request.max_sources]
         return sorted([*kept, *work.suppressed])
 
-    def _files(self, kept: Sequence[int], frames: int, gain: float = 1.0) -> StemFiles:
+    def _files(self, kept: Sequence[int], gain: float = 1.0) -> StemFiles:
         """The files of some stems."""
         gone = [place for place, i in enumerate(kept) if i in self._work.suppressed]
         return StemFiles(
@@ -132,7 +132,6 @@ class Output:
             self._options.encoding,
             self._signal.sample_rate_hz,
             self._signal.channels,
-            frames=frames,
             gain=gain,
             selection=Selection(self._options.residual, tuple(gone)),
         )
@@ -140,7 +139,7 @@ class Output:
     def _write_chosen(self, spool: Spool, kept: Sequence[int]) -> StemFiles:
         """Writes stems that have waited."""
         gain = gain_to_fit(lambda: spool.blocks(kept), self._options.encoding)
-        with self._files(kept, self._frames, gain) as files:
+        with self._files(kept, gain) as files:
             for block in spool.blocks(kept):
                 files.write(*block)
         return files

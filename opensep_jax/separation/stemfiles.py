@@ -131,7 +131,6 @@ class StemFiles:
         sample_rate_hz: int,
         channels: int,
         *,
-        frames: int = 0,
         gain: float = 1.0,
         selection: Selection = Selection(),
     ):
@@ -143,7 +142,6 @@ class StemFiles:
             encoding: of the files.
             sample_rate_hz: of the files.
             channels: of the files.
-            frames: samples per channel that are expected.
             gain: everything is turned down by it.
             selection: what is written besides the stems.
 
@@ -159,7 +157,7 @@ class StemFiles:
         with contextlib.ExitStack() as closing:
             self._writers = {
                 name: closing.enter_context(
-                    AudioWriter(folder / name, sample_rate_hz, channels, encoding.subtype, frames)
+                    AudioWriter(folder / name, sample_rate_hz, channels, encoding.subtype)
                 )
                 for name in (*self.names, *self.others.values())
             }
