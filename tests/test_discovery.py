@@ -18,6 +18,13 @@ class Ear:
         return ["rain falling" if wave_T.max() > 0.5 else "a dog barks" for wave_T in waves_BT]
 
 
+class Mute(Ear):
+    """Says nothing that has a word."""
+
+    def caption_windows(self, waves_BT: np.ndarray) -> list[str]:
+        return ["\u266a\u266a"] * len(waves_BT)
+
+
 def _discovery(**options: object) -> Discovery:
     return Discovery(Captioner(Ear()), Parser(None, letter_bank(), {}), **options)
 
@@ -48,5 +55,7 @@ def test_what_a_stem_sounds_like():
     stems_ST = [np.full(100, level) for level in (0.9, 0.2, 0.0)]  # the last one is silent
     rain, dog, silent = _discovery().agreements(names, stems_ST, 100)
     assert rain == pytest.approx(1, abs=1e-6) and 0.3 < dog < 1 and silent == 0
+    silent = Discovery(Captioner(Mute()), Parser(None, letter_bank(), {}))
+    assert silent.agreements(names, stems_ST, 100) == [0.0] * 3
     known = Discovery(None, Parser(None, letter_bank(), {}))
     assert known.agreements(names, stems_ST, 100) == [None] * 3

@@ -203,12 +203,14 @@ def _bad_files(folder: Path) -> dict[str, str]:
     broken = np.array([0.1, np.nan, np.inf])
     soundfile.write(folder / "broken.wav", broken, 16_000, subtype="FLOAT")
     (folder / "locked").mkdir()
+    os.mkfifo(folder / "pipe.wav")
     return {
         "empty.wav": "empty",
         "text.wav": "libsndfile: ",
         "none.wav": "holds no samples",
         "broken.wav": "2 of 3 samples are NaN or infinite",
         "locked": "no audio file in this folder",
+        "pipe.wav": "not a regular file (a pipe or device)",
         "missing.wav": "no such file or folder",
         "*.nothing": "no audio file matches",
     }
