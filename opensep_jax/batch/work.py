@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from opensep_jax.batch.inputs import Job
+from opensep_jax.batch.inputs import Job, Request
 from opensep_jax.discovery import MERGE_SIMILARITY, MIN_ENERGY_SHARE, Found, Heard
 from opensep_jax.separation.engine import Text
 from opensep_jax.separation.stemfiles import Encoding
@@ -36,6 +36,15 @@ class Options:
     residual: bool = True
     merge_similarity: float = MERGE_SIMILARITY
     hearing: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+    def least_share(self, request: Request) -> float:
+        """Energy share below which sources of an input stay in the residual."""
+        return self.min_energy_share if request.listens else 0.0
+
+    def waits(self, request: Request) -> bool:
+        """Whether an input must be known to its end before the first sample is written."""
+        chosen = request.only or request.max_sources or request.min_confidence
+        return bool(chosen or self.least_share(request) > 0) or self.encoding.rescales
 
 
 @dataclasses.dataclass(eq=False)

@@ -243,14 +243,24 @@ class Spool:
             yield parts[0], parts[1:][list(kept)]
 
 
-def gain_to_fit(blocks: Callable[[], Iterable[Block]], encoding: Encoding) -> float:
-    """By how much everything must be turned down to fit; 1 where it does, or may be cut off."""
+def gain_to_fit(
+    blocks: Callable[[], Iterable[Block]], encoding: Encoding, without: Sequence[int] = ()
+) -> float:
+    """By how much everything must be turned down to fit; 1 where it does, or may be cut off.
+
+    Args:
+        blocks: gives input and stems, from the beginning.
+        encoding: of the files.
+        without: indices of stems; the input without these must fit too.
+    """
     if not encoding.rescales:
         return 1.0
     peak, count = 0.0, 0
     for input_CT, stems_SCT in blocks():
         count = len(stems_SCT)
-        for part_CT in (input_CT, residual_of(input_CT, stems_SCT), *stems_SCT):
-            peak = max(peak, float(np.abs(part_CT).max()))
+        parts = [input_CT, residual_of(input_CT, stems_SCT), *stems_SCT]
+        if without:
+            parts.append(residual_of(input_CT, stems_SCT[list(without)]))
+        peak = max(peak, *(float(np.abs(part_CT).max()) for part_CT in parts))
     limit = 1 - (count + 2) * encoding.step  # rounding may add up in the residual
     return min(1.0, limit / max(peak, encoding.step, 1e-30))
