@@ -1,10 +1,12 @@
 """What is found in captions, and which names are one source."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from opensep_jax.discovery import Discovery
-from opensep_jax.text.caption import Captioner
+from opensep_jax.text.caption import Captioner, WrittenCaptions
 from opensep_jax.text.parse import Parser
 from tests.scripted_model import letter_bank
 
@@ -59,3 +61,10 @@ def test_what_a_stem_sounds_like():
     assert silent.agreements(names, stems_ST, 100) == [0.0] * 3
     known = Discovery(None, Parser(None, letter_bank(), {}))
     assert known.agreements(names, stems_ST, 100) == [None] * 3
+
+
+def test_captions_from_a_file_cannot_listen(tmp_path: Path):
+    (tmp_path / "captions.jsonl").write_text("")
+    written = WrittenCaptions(tmp_path / "captions.jsonl")
+    with pytest.raises(ValueError, match="captions from a file know paths alone"):
+        Discovery(written, Parser(None, letter_bank(), {})).hear(np.zeros((1, 9)), 100)

@@ -10,6 +10,11 @@ import pytest
 import soundfile
 
 from opensep_jax import Separator, __version__, infer
+from opensep_jax.batch.inputs import Job
+from opensep_jax.batch.progress import Progress
+from opensep_jax.batch.report import write_report
+from opensep_jax.batch.results import Manifest
+from opensep_jax.batch.work import Work
 from opensep_jax.cli import run
 from tests.tiny_checkpoint import shared_checkpoint
 
@@ -155,6 +160,28 @@ def test_a_dry_run_counts_what_is_needed_meanwhile(tmp_path: Path, capsys: pytes
     _infer(*argv, "--query", "dog", "--max_sources", 1)
     disk = (2 * 2 * 2 + 4 * 2) * 2 * 400_000
     assert f"about {disk / 2**30:.3f} GiB in {tmp_path / 'out'}\n" in capsys.readouterr().out
+
+
+def test_the_page_finds_inputs_from_elsewhere(
+    tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The record has the input as it was given, in another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    _infer("mix.wav", "--out", "out", "--query", "dog")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    page = write_report(tmp_path / "out").read_text()
+    assert "data-src='../mix.wav'" in page and "not there any more" not in page
+
+
+def test_the_bar_of_a_sound_of_unknown_length(tmp_path: Path):
+    manifest = Manifest(tmp_path)
+    with Progress(2, manifest) as progress:
+        for length_s, total in ((7.0, 7), (None, None)):
+            work = Work(Job(Path("x.wav"), "x"), length_s=length_s, sample_rate_hz=100)
+            progress.wrote(work, 50)
+            assert progress._sound.total == total
+    manifest.close()
 
 
 @pytest.mark.parametrize(

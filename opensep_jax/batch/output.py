@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -87,8 +88,7 @@ class Output:
     def finish(self) -> None:
         """Chooses among the stems, describes them, and gives the folder its name."""
         work, files = self._work, self._target
-        stems_ST = [np.zeros(1, np.float32) if x is None else x for x in self._evidence.loudest_ST]
-        agreements = self._agreements(work, stems_ST)
+        agreements = self._agreements(work, self._evidence.parts())
         sources = judge(work.sources, files.energies.shares(), self._evidence, agreements)
         kept = self._chosen(sources)
         if isinstance(files, Spool):
@@ -160,6 +160,7 @@ class Output:
             others[WITHOUT]["names"] = [work.sources[i].name for i in work.suppressed]
         return {
             "input": str(work.job.path),
+            "input_path": os.path.abspath(work.job.path),  # wherever the page is made later
             "sample_rate_hz": rate_hz,
             "channels": self._signal.channels,
             "seconds": self._frames / rate_hz,
