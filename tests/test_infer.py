@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -396,6 +397,7 @@ def test_results_beside_inputs(tmp_path: Path):
         assert _infer(tmp_path, "--out", tmp_path) == 0
         lines = _manifest(tmp_path / "manifest.jsonl")
         assert {line["output"]: line["status"] for line in lines} == {"a": "ok", "a/b": "ok"}
+        shutil.rmtree(tmp_path / "a" / "b")  # fails if it was not made, or not again
 
 
 def test_nothing_of_a_torn_result_stays(tmp_path: Path, inputs: Path):
@@ -429,11 +431,18 @@ def test_a_kill_between_the_files_of_a_result(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.glob("0*")) and len(_manifest(tmp_path / "manifest.jsonl")) == 2
 
 
-def test_another_process_makes_the_folder_first(tmp_path: Path):
+def test_another_process_makes_the_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A shard with an input of `a/` comes between: the result moves in beside."""
+    rename = os.rename
+
+    def late(source: Path, target: Path) -> None:
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        rename(source, target)
+
+    monkeypatch.setattr(results.os, "rename", late)
     with results.staged(tmp_path, "a") as scratch:
         (scratch / "separation.json").write_text("{}")
-        (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.undo()
     assert (tmp_path / "a" / "separation.json").exists() and (tmp_path / "a" / "b").is_dir()
     (tmp_path / "c").touch()
     with pytest.raises(NotADirectoryError), results.staged(tmp_path, "c"):
