@@ -29,6 +29,8 @@ from opensep_jax.text.source import Source
 
 __all__ = ["SeparatedSource", "Separation", "Separator", "load_separator"]
 
+_MAX_CHANNELS = 1024  # as many as a file has; more are samples of a transposed array
+
 
 class Separator:
     """A network with its text encoder, compiled once per shape.
@@ -122,22 +124,25 @@ class Separator:
             queries: a text per source, used verbatim as the prompt; or sources with prompts of
                 their own, as `text.parse.Parser` gives them. Without any, they are found: in the
                 caption, or by listening. Then stems of negligible energy stay in the residual.
-            caption: what is heard in the wave, for want of queries.
+            caption: what is heard in the wave, for want of queries; an empty one is none.
 
         Returns:
             Stems and residual in the input's length, rate and channels. Their sum is the input to
             1e-6 relative; the masks of all queries together never exceed one.
 
         Raises:
-            ValueError: samples or queries are not as above.
+            ValueError: samples or queries are not as above, or nobody can listen.
         """
         samples_CT, sample_rate_hz = _checked_samples(wave, sample_rate_hz)
         if queries is not None:
-            return self._separate(samples_CT, sample_rate_hz, checked_queries(queries), caption)
+            sources = checked_queries(queries)
+            return self._separate(samples_CT, sample_rate_hz, sources, caption or None)
         heard = caption or self.discovery.hear(samples_CT, sample_rate_hz)
         (found,) = self.discovery.find([heard])
-        separation = self._separate(samples_CT, sample_rate_hz, found.sources, found.caption)
-        if caption is not None:
+        separation = self._separate(
+            samples_CT, sample_rate_hz, found.sources, found.caption, listens=not caption
+        )
+        if caption:
             return separation
         return drop_faint(separation, samples_CT, MIN_ENERGY_SHARE)[0]
 
@@ -156,12 +161,19 @@ class Separator:
             notes.append(f"prompts cut to {self.engine.encoder.max_tokens} tokens: {text.cut}")
         return tuple(notes)
 
+    def _agreements(self, sources: Sequence[Source], evidence: Evidence) -> list[float | None]:
+        """How far the loudest windows of stems sound like their names."""
+        names, rate_hz = [source.name for source in sources], self.engine.net.sample_rate_hz
+        return self.discovery.agreements(names, evidence.parts(), rate_hz)
+
     def _separate(
         self,
         samples_CT: np.ndarray,
         sample_rate_hz: int,
         sources: Sequence[Source],
         caption: str | None,
+        *,
+        listens: bool = False,
     ) -> Separation:
         text, arrays = self.text_of(sources), _Arrays(len(sources), samples_CT)
         wave = _Wave(samples_CT, sample_rate_hz)
@@ -170,7 +182,8 @@ class Separator:
             for event in events:
                 if event.error is not None:
                     raise event.error
-        judged = judge(sources, arrays.energies.shares(), arrays.evidence)
+        agreements = self._agreements(sources, arrays.evidence) if listens and sources else None
+        judged = judge(sources, arrays.energies.shares(), arrays.evidence, agreements)
         notes = self.notes(sample_rate_hz, text)
         return Separation(arrays.stems, arrays.residual, sample_rate_hz, judged, notes, caption)
 
@@ -256,8 +269,15 @@ def _checked_samples(samples_CT: np.ndarray, sample_rate_hz: int) -> tuple[np.nd
         samples_CT = samples_CT[None]
     if samples_CT.ndim != 2 or not samples_CT.size:
         raise ValueError(f"need samples [C, T] or [T], T >= 1, got shape {samples_CT.shape}")
+    if len(samples_CT) > _MAX_CHANNELS:
+        raise ValueError(
+            f"need samples [C, T] of at most {_MAX_CHANNELS} channels, got shape "
+            f"{samples_CT.shape}: is it [T, C], and should be transposed?"
+        )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite then
+        samples_CT = samples_CT.astype(np.float32, copy=False)
     if not np.isfinite(samples_CT).all():
-        raise ValueError("samples are NaN or infinite")
+        raise ValueError("samples are NaN or infinite in float32")
     if sample_rate_hz < 1 or sample_rate_hz != int(sample_rate_hz):
         raise ValueError(f"need a whole, positive sample rate, got {sample_rate_hz} Hz")
-    return np.asarray(samples_CT, np.float32), int(sample_rate_hz)
+    return samples_CT, int(sample_rate_hz)

@@ -58,7 +58,16 @@ class Discovery:
         self.merge_similarity = merge_similarity
 
     def hear(self, samples_CT: np.ndarray, sample_rate_hz: int) -> Heard:
-        """What `tell` needs of a recording, a small part of it; see `Captioner.hear`."""
+        """What `tell` needs of a recording, a small part of it; see `Captioner.hear`.
+
+        Raises:
+            ValueError: no captioner listens, or the recording is not as it has to be.
+        """
+        if not isinstance(self.captioner, Captioner):
+            kind = "captions from a file know paths alone" if self.captioner else "it has none"
+            raise ValueError(
+                f"a captioner must listen to samples ({kind}): give queries or a caption"
+            )
         return self.captioner.hear(samples_CT, sample_rate_hz)
 
     def hear_file(self, path: str | os.PathLike) -> Heard:

@@ -126,6 +126,14 @@ def captioner_options(args: argparse.Namespace) -> dict:
     }
 
 
+def hearing_options(args: argparse.Namespace) -> dict:
+    """Those of the flags that change what a network says of a recording, by their names."""
+    if args.captioner.startswith("file:"):
+        return {}
+    names = ["caption_policy"] + ["caption_windows"] * (args.caption_policy == "multi")
+    return {name: getattr(args, name) for name in names}
+
+
 def language_options(args: argparse.Namespace) -> dict:
     """Those flags as arguments of `text.parse.load_parser`."""
     try:

@@ -40,6 +40,7 @@ from opensep_jax.flags import (
     add_language_flags,
     add_writing_flags,
     captioner_options,
+    hearing_options,
     language_options,
 )
 from opensep_jax.separation.stemfiles import Encoding
@@ -105,8 +106,9 @@ def main(args: argparse.Namespace) -> int:
     jobs = plan_jobs(args.input, request, args.out)
     mine = jobs[args.shard :: args.num_shards]
     options = Options(
-        args.out, encoding, args.enrich, args.overwrite, args.min_energy_share, args.residual
-    )
+        args.out, encoding, args.enrich, args.overwrite, args.min_energy_share, args.residual,
+        args.merge_similarity, hearing_options(args),
+    )  # fmt: skip
     if args.dry_run:
         return EXIT_SOME_FAILED if dry_run(mine, _separator(args), options) else EXIT_DONE
     _check_writable(args.out)

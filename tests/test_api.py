@@ -184,6 +184,8 @@ def test_long_prompts_are_cut_and_noted(separator: Separator):
         (np.zeros((1, 2, 3), np.float32), 16_000, QUERIES, "need samples"),
         (np.zeros((1, 9), np.int16), 16_000, QUERIES, "float samples .* got int16"),
         (np.full((1, 9), np.nan, np.float32), 16_000, QUERIES, "NaN or infinite"),
+        (np.full((1, 9), 1e39), 16_000, QUERIES, "NaN or infinite in float32"),
+        (np.zeros((1025, 2), np.float32), 16_000, QUERIES, r"\(1025, 2\): is it \[T, C\]"),
         (np.zeros(9, np.float32), 0, QUERIES, "sample rate, got 0 Hz"),
         (np.zeros(9, np.float32), 16_000, [], "at least one query"),
         (np.zeros(9, np.float32), 16_000, ["dog", " "], "none empty"),
@@ -254,7 +256,18 @@ def test_sources_that_nobody_named(noise_T: np.ndarray):
     assert heard.caption == "a dog barks and rain falls"
     assert set(heard.names) <= {"dog barking", "rain falling"}
     np.testing.assert_allclose(heard.mixture[0], noise_T, atol=1e-6)
+    for source in heard.sources:  # what the captioner hears in a stem counts, as in `infer`
+        assert source.agreement == pytest.approx(1, abs=1e-6)
+    empty = separator.separate(noise_T, SAMPLE_RATE_HZ, caption="")
+    assert empty.names == heard.names and empty.sources == heard.sources
+    assert separator.separate(noise_T, SAMPLE_RATE_HZ, ["dog"], caption="").caption is None
     told = separator.separate(noise_T, SAMPLE_RATE_HZ, caption="a cello plays")
     assert told.names == ["cello"] and told.caption == "a cello plays"
+    assert told.sources[0].agreement is None
     silence = separator.separate(np.zeros(500, np.float32), SAMPLE_RATE_HZ)
     assert silence.names == [] and silence.notes == ("nothing was heard in it",)
+    deaf = Discovery(None, discovery.parser)
+    separator = Separator.from_pretrained(shared_checkpoint(), discovery=deaf)
+    assert separator.separate(noise_T, SAMPLE_RATE_HZ, caption="a cello plays").names == ["cello"]
+    with pytest.raises(ValueError, match=r"must listen .* \(it has none\): give queries"):
+        separator.separate(noise_T, SAMPLE_RATE_HZ)

@@ -1,10 +1,12 @@
 """What is found in captions, and which names are one source."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from opensep_jax.discovery import Discovery
-from opensep_jax.text.caption import Captioner
+from opensep_jax.text.caption import Captioner, WrittenCaptions
 from opensep_jax.text.parse import Parser
 from tests.scripted_model import letter_bank
 
@@ -16,6 +18,13 @@ class Ear:
 
     def caption_windows(self, waves_BT: np.ndarray) -> list[str]:
         return ["rain falling" if wave_T.max() > 0.5 else "a dog barks" for wave_T in waves_BT]
+
+
+class Mute(Ear):
+    """Says nothing that has a word."""
+
+    def caption_windows(self, waves_BT: np.ndarray) -> list[str]:
+        return ["\u266a\u266a"] * len(waves_BT)
 
 
 def _discovery(**options: object) -> Discovery:
@@ -48,5 +57,14 @@ def test_what_a_stem_sounds_like():
     stems_ST = [np.full(100, level) for level in (0.9, 0.2, 0.0)]  # the last one is silent
     rain, dog, silent = _discovery().agreements(names, stems_ST, 100)
     assert rain == pytest.approx(1, abs=1e-6) and 0.3 < dog < 1 and silent == 0
+    silent = Discovery(Captioner(Mute()), Parser(None, letter_bank(), {}))
+    assert silent.agreements(names, stems_ST, 100) == [0.0] * 3
     known = Discovery(None, Parser(None, letter_bank(), {}))
     assert known.agreements(names, stems_ST, 100) == [None] * 3
+
+
+def test_captions_from_a_file_cannot_listen(tmp_path: Path):
+    (tmp_path / "captions.jsonl").write_text("")
+    written = WrittenCaptions(tmp_path / "captions.jsonl")
+    with pytest.raises(ValueError, match="captions from a file know paths alone"):
+        Discovery(written, Parser(None, letter_bank(), {})).hear(np.zeros((1, 9)), 100)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 
 from opensep_jax import Separator, __version__, infer
+from opensep_jax.batch import results
 from opensep_jax.checkpoint.weights import WeightsError
 from opensep_jax.cli import run
 from opensep_jax.separation.stemfiles import StemFiles, slug
@@ -203,12 +205,14 @@ def _bad_files(folder: Path) -> dict[str, str]:
     broken = np.array([0.1, np.nan, np.inf])
     soundfile.write(folder / "broken.wav", broken, 16_000, subtype="FLOAT")
     (folder / "locked").mkdir()
+    os.mkfifo(folder / "pipe.wav")
     return {
         "empty.wav": "empty",
         "text.wav": "libsndfile: ",
         "none.wav": "holds no samples",
         "broken.wav": "2 of 3 samples are NaN or infinite",
         "locked": "no audio file in this folder",
+        "pipe.wav": "not a regular file (a pipe or device)",
         "missing.wav": "no such file or folder",
         "*.nothing": "no audio file matches",
     }
@@ -384,6 +388,78 @@ def test_results_inside_results(tmp_path: Path):
     assert _infer(tmp_path / "in", "--out", out) == 0
     assert _infer(tmp_path / "in", "--out", out, "--overwrite") == 0
     assert _files(out) == want
+
+
+def test_results_beside_inputs(tmp_path: Path):
+    """`a.wav` beside `a/b.wav`, results in the folder of both: no input is taken for a result."""
+    _write(tmp_path, {"a": INPUTS["short"], "a/b": INPUTS["short"]})
+    for _ in range(2):
+        assert _infer(tmp_path, "--out", tmp_path) == 0
+        lines = _manifest(tmp_path / "manifest.jsonl")
+        assert {line["output"]: line["status"] for line in lines} == {"a": "ok", "a/b": "ok"}
+        shutil.rmtree(tmp_path / "a" / "b")  # fails if it was not made, or not again
+
+
+def test_nothing_of_a_torn_result_stays(tmp_path: Path, inputs: Path):
+    """Its record still tells which files are its own."""
+    assert _infer(inputs / "short.wav", "--out", tmp_path) == 0
+    (tmp_path / "short" / "residual.wav").unlink()
+    assert _infer(inputs / "short.wav", "--out", tmp_path, queries=["bark"]) == 0
+    assert sorted(path.name for path in (tmp_path / "short").iterdir()) == [
+        "01_bark.wav", "residual.wav", "separation.json",
+    ]  # fmt: skip
+
+
+def test_a_kill_between_the_files_of_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are moved into a folder that is there: what has come so far is known as a result."""
+    _write(tmp_path, {"a": INPUTS["short"], "a/b": INPUTS["short"]})
+    moves, replace = [], os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).parent == tmp_path / "a":
+            moves.append(target.name)
+            if len(moves) == 3:
+                raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(results.os, "replace", killed)
+    assert _infer(tmp_path, "--out", tmp_path) == 2
+    monkeypatch.setattr(results.os, "replace", replace)
+    assert moves == ["separation.json", "01_a-dog-barks.wav", "02_cello.wav"]
+    assert _infer(tmp_path, "--out", tmp_path) == 0
+    assert {p.name for p in (tmp_path / "a").glob("*.wav")} == {f"{s}.wav" for s in (*STEMS, "b")}
+    assert not list(tmp_path.glob("0*")) and len(_manifest(tmp_path / "manifest.jsonl")) == 2
+
+
+def test_another_process_makes_the_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A shard with an input of `a/` comes between: the result moves in beside."""
+    rename = os.rename
+
+    def late(source: Path, target: Path) -> None:
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        rename(source, target)
+
+    monkeypatch.setattr(results.os, "rename", late)
+    with results.staged(tmp_path, "a") as scratch:
+        (scratch / "separation.json").write_text("{}")
+    monkeypatch.undo()
+    assert (tmp_path / "a" / "separation.json").exists() and (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "c").touch()
+    with pytest.raises(NotADirectoryError), results.staged(tmp_path, "c"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "c"]
+
+
+def test_a_torn_line_costs_no_other(tmp_path: Path):
+    """A run that is killed after it went on behind a half line has lost nothing."""
+    (tmp_path / ".manifest.jsonl.part").write_text('{"input": "x", "output": "x", "sta')
+    killed = results.Manifest(tmp_path)
+    killed.add("a.wav", "a", "ok")
+    killed._stream.close()
+    again = results.Manifest(tmp_path)
+    again.close()
+    (line,) = _manifest(again.path)
+    assert line == {"input": "a.wav", "output": "a", "status": "ok", "version": __version__}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import soundfile
 
 from opensep_jax import Separator, infer
 from opensep_jax.cli import run
+from opensep_jax.text.caption import Captioner
 from opensep_jax.text.parse import Parser
 from opensep_jax.text.prompts import load_tasks
 from tests.scripted_model import ScriptedModel, letter_bank
@@ -162,3 +163,57 @@ def test_an_input_without_a_caption_does_not_stop_the_others(tmp_path: Path, sou
     assert _record(tmp_path / "out" / "mix")["caption"] == CAPTION
     assert _infer(sound, "--captioner", "nobody", "--out", tmp_path / "out") == 2
     assert "captioner 'nobody' is not known" in capsys.readouterr().err
+
+
+def test_words_that_cannot_be_used_do_not_stop_the_others(
+    tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One caption has no word, one half a character, one a source that cannot be embedded."""
+    for name in ("music", "half", "bad"):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(800, 0.1), 16000)
+    texts = {"music": "\u266a\u266a", "half": "a \ud800 barks", "bad": "A bell rings"}
+    captioner = _captions(tmp_path / "captions.jsonl", mix=CAPTION, **texts)
+    text_of = Separator.text_of
+
+    def embed(self: Separator, sources: tuple) -> object:
+        if any("bell" in source.name for source in sources):
+            raise RuntimeError("out of memory")
+        return text_of(self, sources)
+
+    monkeypatch.setattr(Separator, "text_of", embed)
+    out = tmp_path / "out"
+    assert _infer(*sorted(tmp_path.glob("*.wav")), "--captioner", captioner, "--out", out) == 1
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    status = {line["output"]: line["status"] for line in lines}
+    assert status == {"mix": "ok", "music": "ok", "half": "error", "bad": "error"}
+    errors = {line["output"]: line["error"] for line in lines if line["status"] == "error"}
+    assert errors["bad"].endswith("bad.wav: RuntimeError: out of memory")
+    assert "half.wav: caption" in errors["half"] and "not valid Unicode" in errors["half"]
+    assert "nothing was heard in it" in _record(out / "music")["notes"]
+
+
+class Ear:
+    """Hears a dog everywhere."""
+
+    id, sample_rate_hz, window_s, padding = "ear", 8000, 0.05, "zeros"
+
+    def caption_windows(self, waves_BT: np.ndarray) -> list[str]:
+        return ["a dog barks"] * len(waves_BT)
+
+
+def test_other_windows_of_the_captioner_need_overwrite(
+    tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def load_captioner(name: str, **options: object) -> Captioner:
+        return Captioner(Ear(), **options)
+
+    monkeypatch.setattr(infer, "load_captioner", load_captioner)
+    argv = (sound, "--out", tmp_path / "out", "--min_energy_share", 0)
+    assert _infer(*argv) == _infer(*argv) == 0
+    options = _record(tmp_path / "out" / "mix")["options"]
+    assert (options["caption_policy"], options["caption_windows"]) == ("multi", 8)
+    assert _infer(*argv, "--caption_windows", 1) == 1
+    assert _infer(*argv, "--caption_policy", "start") == 1
+    said = capsys.readouterr().err
+    assert "with other caption_windows;" in said
+    assert "with other caption_policy, caption_windows;" in said

@@ -2,13 +2,19 @@
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from opensep_jax import Separator, infer
+from opensep_jax import Separator, __version__, infer
+from opensep_jax.batch.inputs import Job
+from opensep_jax.batch.progress import Progress
+from opensep_jax.batch.report import write_report
+from opensep_jax.batch.results import Manifest
+from opensep_jax.batch.work import Work
 from opensep_jax.cli import run
 from tests.tiny_checkpoint import shared_checkpoint
 
@@ -124,13 +130,58 @@ def test_a_dry_run_only_tells(tmp_path: Path, sound: Path, capsys: pytest.Captur
     _infer(*argv, "--query", "dog", "--not", "cello", code=1)
     said = capsys.readouterr().out
     assert "mix.wav: 1.2 s, 2 channel(s), 16000 Hz, 4 windows, 2 prompts" in said
-    assert "error    " in said and "1 inputs, 0.0 min of sound, 1 that cannot be read" in said
+    assert "error    " in said and "1 inputs, 0.0 min of sound, 1 errors" in said
     # Two stems, the residual and the input without: 8 bytes for each of 20,000 samples.
-    assert f"at most {4 * 8 * 20_000 / 2**30:.3f} GiB" in said and "GiB\n" in said
+    assert f"about {4 * 8 * 20_000 / 2**30:.3f} GiB" in said and "GiB\n" in said
     assert "x real time)" in said and not (tmp_path / "out").exists()
     _infer(sound, "--out", tmp_path / "out", "--query", "dog")
     _infer(*argv[:1], *argv[2:], "--query", "dog")
     assert "done     " in capsys.readouterr().out
+    _infer(*argv[:1], *argv[2:], "--query", "cello", code=1)  # as the run would
+    said = capsys.readouterr().out
+    assert "error    " in said and "holds a result with other queries" in said
+
+
+def test_a_dry_run_counts_what_is_needed_meanwhile(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Of names that are no text, too; nobody knows how many sources there will be."""
+    samples_TC = np.zeros((400_000, 2))
+    for name in (b"caf\xe9.wav", b"b.wav"):
+        file = tmp_path / "in" / os.fsdecode(name)
+        file.parent.mkdir(exist_ok=True)
+        soundfile.write(os.fsencode(file), samples_TC, 16000, format="WAV")
+    argv = (tmp_path / "in", "--out", tmp_path / "out", "--dry_run", "--subtype", "PCM_16")
+    _infer(*argv)
+    said = capsys.readouterr().out
+    assert "caf\\udce9.wav: 25.0 s" in said and f"opensep_jax {__version__}" in said
+    # Twice three stems and a residual of 2 bytes; once the input and three stems of 4.
+    disk = (2 * 4 * 2 + 4 * 4) * 2 * 400_000
+    assert f"about {disk / 2**30:.3f} GiB in {tmp_path / 'out'}, if 3 sources are in each" in said
+    assert "GiB, and what captioner and language model need\n" in said
+    _infer(*argv, "--query", "dog", "--max_sources", 1)
+    disk = (2 * 2 * 2 + 4 * 2) * 2 * 400_000
+    assert f"about {disk / 2**30:.3f} GiB in {tmp_path / 'out'}\n" in capsys.readouterr().out
+
+
+def test_the_page_finds_inputs_from_elsewhere(
+    tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The record has the input as it was given, in another folder."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    _infer("mix.wav", "--out", "out", "--query", "dog")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    page = write_report(tmp_path / "out").read_text()
+    assert "data-src='../mix.wav'" in page and "not there any more" not in page
+
+
+def test_the_bar_of_a_sound_of_unknown_length(tmp_path: Path):
+    manifest = Manifest(tmp_path)
+    with Progress(2, manifest) as progress:
+        for length_s, total in ((7.0, 7), (None, None)):
+            work = Work(Job(Path("x.wav"), "x"), length_s=length_s, sample_rate_hz=100)
+            progress.wrote(work, 50)
+            assert progress._sound.total == total
+    manifest.close()
 
 
 @pytest.mark.parametrize(

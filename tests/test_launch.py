@@ -25,7 +25,7 @@ SCRIPTS = sorted((ROOT / "launch").glob("*.s*"))
 ACTOR = """#!/usr/bin/env bash
 cd "$(dirname "$0")"
 if [[ "$1" == -c ]]; then echo 12345; exit; fi
-echo "$(basename "$0") $*" >>calls
+echo "$(basename "$0") $*${SHOWN:+ on ${CUDA_VISIBLE_DEVICES:-all}}" >>calls
 exec 9>lock; flock 9
 answer="$(head -n 1 answers)"; sed -i 1d answers
 flock -u 9; exec 9>&-
@@ -39,8 +39,8 @@ exit "${answer:-0}"
 
 @pytest.fixture
 def actors(tmp_path: Path) -> Path:
-    """A folder of programs that play python, srun, scontrol and gcloud."""
-    for name in ("python", "srun", "scontrol", "gcloud"):
+    """A folder of programs that play python, and what clusters have."""
+    for name in ("python", "srun", "scontrol", "gcloud", "nvidia-smi"):
         (tmp_path / name).write_text(ACTOR)
         (tmp_path / name).chmod(0o755)
     return tmp_path
@@ -66,9 +66,8 @@ def _run(actors: Path, answers: str, script: str, *flags: str, **more: str) -> t
 
 
 def test_scripts_are_there():
-    assert {"gpu_node.sh", "local_cpu.sh", "slurm_gpu.sbatch", "tpu_pod.sh"} == {
-        script.name for script in SCRIPTS
-    }
+    names = {"gpu_node.sh", "infer_gpus.sh", "local_cpu.sh", "slurm_gpu.sbatch", "tpu_pod.sh"}
+    assert names == {script.name for script in SCRIPTS}
     readme = (ROOT / "launch" / "README.md").read_text()
     for script in SCRIPTS:
         assert os.access(script, os.X_OK)
@@ -99,13 +98,18 @@ def test_restarts_have_an_end(actors: Path):
 
 
 @pytest.mark.parametrize(
-    "script, flags, processes", [("gpu_node.sh", (), 1), ("local_cpu.sh", ("2", "1", "--a"), 2)]
+    "script, flags, processes",
+    [
+        ("gpu_node.sh", (), 1),
+        ("local_cpu.sh", ("2", "1", "--a"), 2),
+        ("infer_gpus.sh", ("x.wav", "--out", "o"), 2),
+    ],
 )
 def test_sigterm_is_passed_on_and_ends_the_script(
     actors: Path, script: str, flags: tuple[str, ...], processes: int
 ):
     (actors / "answers").write_text("wait\n" * processes)
-    running = _start(actors, script, *flags)
+    running = _start(actors, script, *flags, CUDA_VISIBLE_DEVICES="0,1")
     for _ in range(1000):
         if len(list(actors.glob("waiting-*"))) == processes:
             break
@@ -130,6 +134,32 @@ def test_local_processes(actors: Path):
 def test_an_error_of_one_process_is_that_of_all(actors: Path):
     ended, called = _run(actors, "75\n134\n", "local_cpu.sh", "2", "1", "--config=c.py")
     assert ended == 134 and len(called) == 2
+
+
+@pytest.mark.parametrize(
+    "answers, code, merges", [("0\n0\n0\n", 0, 1), ("0\n1\n1\n", 1, 1), ("0\n2\n", 2, 0)]
+)
+@pytest.mark.parametrize("devices", ["3,5", ""])
+def test_a_shard_for_each_gpu(actors: Path, answers: str, code: int, merges: int, devices: str):
+    """Those that are named, or all."""
+    found = "" if devices else "0 3 5\n"
+    flags = ("a b.wav", "--out", "o p", "--query", "dog")
+    ended, called = _run(
+        actors, found + answers, "infer_gpus.sh", *flags, SHOWN="1", CUDA_VISIBLE_DEVICES=devices
+    )
+    assert ended == code
+    called = [call for call in called if not call.startswith("nvidia-smi")]
+    infer = "python -m opensep_jax.infer"
+    assert sorted(called[:2]) == [
+        f"{infer} a b.wav --out o p --query dog --num_shards=2 --shard={shard} on {gpu}"
+        for shard, gpu in enumerate((3, 5))
+    ]
+    assert called[2:] == [f"{infer} --merge o p on {devices or 'all'}"] * merges
+
+
+def test_shards_need_a_folder(actors: Path):
+    (actors / "calls").touch()
+    assert _run(actors, "", "infer_gpus.sh", "a.wav") == (2, [])
 
 
 def test_slurm_queues_again(actors: Path):

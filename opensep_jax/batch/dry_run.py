@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from opensep_jax import __version__
 from opensep_jax.api import Separator
 from opensep_jax.batch import results
+from opensep_jax.batch.identity import check_same, identity_of
 from opensep_jax.batch.inputs import Job
 from opensep_jax.batch.work import Options
 from opensep_jax.separation.engine import Row
@@ -23,11 +25,12 @@ _BYTES = {"PCM_16": 2, "PCM_24": 3}  # of a sample; lossy formats take less than
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one input: windows, prompts of each, and bytes on disk while it is written."""
+    """Of one input: windows, prompts of each, bytes of its files, and those it needs meanwhile."""
 
     windows: int
     prompts: int
     output_bytes: int
+    spool_bytes: int
 
 
 def dry_run(jobs: Sequence[Job], separator: Separator, options: Options) -> int:
@@ -35,50 +38,72 @@ def dry_run(jobs: Sequence[Job], separator: Separator, options: Options) -> int:
 
     The time is that of a window of the separator on this machine, measured now; what listening and
     parsing take is not in it. The memory is what this process has needed for that window: a run
-    needs no more however long the inputs are, captioner and language model apart.
+    needs no more however long the inputs are, captioner and language model apart. Neither is
+    loaded, so results that others have made count as done.
 
     Returns:
-        How many inputs cannot be read.
+        How many inputs would fail, as far as that can be told.
     """
-    estimates, failed, seconds = [], 0, 0.0
+    estimates, failed, seconds, worded = [], 0, 0.0, False
     for job in jobs:
         try:
             if job.problem:
                 raise AudioError(job.path, job.problem)
             info = audio_info(job.path)
-        except AudioError as error:
+            earlier = not options.overwrite and results.read_record(options.out / job.relative)
+            if earlier:
+                identity = identity_of(job, separator, options, None)
+                check_same(earlier, identity, options.out / job.relative)
+        except (ValueError, OSError) as error:
             failed += 1
-            print(f"error    {error}")
+            _say(f"error    {error}")
             continue
-        if not options.overwrite and results.read_record(options.out / job.relative):
-            print(f"done     {job.path}")
+        if earlier:
+            _say(f"done     {job.path}")
             continue
         estimate = _estimate(job, info, separator, options)
         estimates.append(estimate)
         seconds += info.seconds
-        print(
+        worded |= job.request.worded or (options.enrich and bool(job.request.queries))
+        _say(
             f"to do    {job.path}: {info.seconds:.1f} s, {info.channels} channel(s), "
             f"{info.sample_rate_hz} Hz, {estimate.windows} windows, {estimate.prompts} prompts"
         )
     window_s = {n: _window_s(separator, n) for n in {e.prompts for e in estimates}}
     total_s = sum(e.windows * window_s[e.prompts] for e in estimates)
-    output = sum(e.output_bytes for e in estimates)
+    # An input's spool is gone when its files are written.
+    disk = sum(e.output_bytes for e in estimates)
+    disk += max((e.spool_bytes for e in estimates), default=0)
     speed = f" ({seconds / total_s:.1f}x real time)" if total_s else ""
-    print(f"{len(estimates)} inputs, {seconds / 60:.1f} min of sound, {failed} that cannot be read")
-    print(f"time     about {total_s / 60:.1f} min on this machine{speed}")
-    print(f"memory   about {_peak_bytes() / 2**30:.2f} GiB")
-    print(f"disk     at most {output / 2**30:.3f} GiB in {options.out}")
+    besides = ", and what captioner and language model need" if worded else ""
+    presumed = f", if {_FOUND} sources are in each" if worded else ""
+    _say(f"{len(estimates)} inputs, {seconds / 60:.1f} min of sound, {failed} errors")
+    _say(f"time     about {total_s / 60:.1f} min on this machine{speed}{besides}{presumed}")
+    _say(f"memory   about {_peak_bytes() / 2**30:.2f} GiB{besides}")
+    _say(f"disk     about {disk / 2**30:.3f} GiB in {options.out}{presumed}")
+    _say(f"version  opensep_jax {__version__}")
     return failed
 
 
+def _say(line: str) -> None:
+    """Prints; what the terminal cannot show, such as names that are no text, is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding))
+
+
 def _estimate(job: Job, info: AudioInfo, separator: Separator, options: Options) -> Estimate:
-    rate_hz = separator.engine.net.sample_rate_hz
+    rate_hz, request = separator.engine.net.sample_rate_hz, job.request
     samples = -(-info.frames * rate_hz // info.sample_rate_hz)
-    asked = len(job.request.queries) or (_FOUND if job.request.worded else 0)
-    prompts = asked + len(job.request.suppressed)
-    files = prompts + options.residual + bool(job.request.suppressed)
-    size = _BYTES.get(options.encoding.subtype, 4) * info.frames * info.channels
-    return Estimate(len(separator.engine.windows.starts(samples)), prompts, files * size)
+    asked = len(request.queries) or (_FOUND if request.worded else 0)
+    prompts = asked + len(request.suppressed)
+    files = prompts + options.residual + bool(request.suppressed)
+    size = info.frames * info.channels
+    return Estimate(
+        len(separator.engine.windows.starts(samples)),
+        prompts,
+        files * size * _BYTES.get(options.encoding.subtype, 4),
+        4 * (1 + prompts) * size if options.waits(request) else 0,
+    )
 
 
 def _window_s(separator: Separator, prompts: int) -> float:

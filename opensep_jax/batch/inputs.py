@@ -1,6 +1,7 @@
 """What `infer` is given: paths, globs and .jsonl lists as files, with what is wanted of each."""
 
 import dataclasses
+import difflib
 import json
 import os
 from collections import Counter
@@ -32,16 +33,17 @@ class Request:
     def __post_init__(self):
         for key in ("queries", "suppressed", "only"):
             texts = getattr(self, key)
-            if isinstance(texts, str) or not all(isinstance(q, str) and q.strip() for q in texts):
+            is_tuple = isinstance(texts, tuple)
+            if not is_tuple or not all(isinstance(q, str) and q.strip() for q in texts):
                 raise ValueError(f"{_NAMES[key]} is not a list of texts, none of them empty")
         if self.caption is not None and not (
             isinstance(self.caption, str) and self.caption.strip()
         ):
             raise ValueError(f"{_NAMES['caption']} is no text, or an empty one")
         most, least = self.max_sources, self.min_confidence
-        if most is not None and (not isinstance(most, int) or most < 1):
+        if most is not None and (type(most) is not int or most < 1):  # True is an int
             raise ValueError(f"{_NAMES['max_sources']} is no positive number: {most!r}")
-        if not isinstance(least, int | float) or not 0 <= least <= 1:
+        if type(least) not in (int, float) or not 0 <= least <= 1:
             raise ValueError(f"{_NAMES['min_confidence']} is not within 0 and 1: {least!r}")
 
     @property
@@ -62,6 +64,8 @@ class Request:
 # Names of the attributes in flags and lists.
 _NAMES = {f.name: f'"{f.name}"' for f in dataclasses.fields(Request)} | {"suppressed": '"not"'}
 _KEYS = {name.strip('"'): key for key, name in _NAMES.items()}
+_MISTAKEN = {"query": "queries", "suppressed": "not", "without": "not"}
+_ALIKE = 0.9  # of two spellings, by difflib, from which on one is taken for a slip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +135,8 @@ def _read_row(text: bytes, folder: Path, request: Request) -> tuple[str, Request
         raise ValueError('not an object with "input": a path')
     own = {}
     for name, value in row.items():
+        if name not in _KEYS and (meant := _meant(name)) and meant not in row:
+            raise ValueError(f'"{name}" is not known; is "{meant}" meant?')
         if name in _KEYS and value is not None:
             if isinstance(value, list):
                 value = tuple(value)
@@ -143,6 +149,12 @@ def _read_row(text: bytes, folder: Path, request: Request) -> tuple[str, Request
     if not os.path.isabs(path) and not os.path.lexists(path) and os.path.lexists(folder / path):
         path = str(folder / path)
     return path, dataclasses.replace(request, **own)
+
+
+def _meant(name: str) -> str | None:
+    """The key that an unknown one looks like; None where it is something of the user's own."""
+    near = difflib.get_close_matches(name.lower(), _KEYS, 1, _ALIKE)
+    return _MISTAKEN.get(name.lower(), near[0] if near else None)
 
 
 def _apart(jobs: list[Job]) -> list[Job]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -69,8 +70,8 @@ class Output:
             everything = range(len(work.sources))
             self._target: Spool | StemFiles = closing.enter_context(
                 Spool(self._folder, len(everything), signal.channels)
-                if self._waits()
-                else self._files(everything, signal.frames or 0)
+                if options.waits(work.job.request) and (work.sources or options.encoding.rescales)
+                else self._files(everything)
             )
             self._closing = closing.pop_all()
 
@@ -87,8 +88,7 @@ class Output:
     def finish(self) -> None:
         """Chooses among the stems, describes them, and gives the folder its name."""
         work, files = self._work, self._target
-        stems_ST = [np.zeros(1, np.float32) if x is None else x for x in self._evidence.loudest_ST]
-        agreements = self._agreements(work, stems_ST)
+        agreements = self._agreements(work, self._evidence.parts())
         sources = judge(work.sources, files.energies.shares(), self._evidence, agreements)
         kept = self._chosen(sources)
         if isinstance(files, Spool):
@@ -102,17 +102,10 @@ class Output:
         error = InterruptedError("not finished")
         self._closing.__exit__(type(error), error, None)
 
-    def _waits(self) -> bool:
-        """Whether all must be known before the first sample is written."""
-        request = self._work.job.request
-        faint = request.listens and self._options.min_energy_share > 0
-        chosen = faint or request.only or request.max_sources or request.min_confidence
-        return bool(chosen and self._work.sources) or self._options.encoding.rescales
-
     def _chosen(self, sources: Sequence[SeparatedSource]) -> list[int]:
         """Indices of the stems that are written; the others stay in the residual."""
         work, request = self._work, self._work.job.request
-        least_share = self._options.min_energy_share if request.listens else 0.0
+        least_share = self._options.least_share(request)
 
         def is_wanted(source: SeparatedSource) -> bool:
             asked = not request.only or any(means(text, source.name) for text in request.only)
@@ -123,24 +116,27 @@ class Output:
         kept = sorted(kept, key=lambda i: -sources[i].energy_share)[: request.max_sources]
         return sorted([*kept, *work.suppressed])
 
-    def _files(self, kept: Sequence[int], frames: int, gain: float = 1.0) -> StemFiles:
+    def _files(self, kept: Sequence[int], gain: float = 1.0) -> StemFiles:
         """The files of some stems."""
-        gone = [place for place, i in enumerate(kept) if i in self._work.suppressed]
         return StemFiles(
             self._folder,
             [self._work.sources[i].name for i in kept],
             self._options.encoding,
             self._signal.sample_rate_hz,
             self._signal.channels,
-            frames=frames,
             gain=gain,
-            selection=Selection(self._options.residual, tuple(gone)),
+            selection=Selection(self._options.residual, self._gone(kept)),
         )
+
+    def _gone(self, kept: Sequence[int]) -> tuple[int, ...]:
+        """Places of the suppressed stems among some."""
+        return tuple(place for place, i in enumerate(kept) if i in self._work.suppressed)
 
     def _write_chosen(self, spool: Spool, kept: Sequence[int]) -> StemFiles:
         """Writes stems that have waited."""
-        gain = gain_to_fit(lambda: spool.blocks(kept), self._options.encoding)
-        with self._files(kept, self._frames, gain) as files:
+        encoding, gone = self._options.encoding, self._gone(kept)
+        gain = gain_to_fit(lambda: spool.blocks(kept), encoding, gone)
+        with self._files(kept, gain) as files:
             for block in spool.blocks(kept):
                 files.write(*block)
         return files
@@ -164,6 +160,7 @@ class Output:
             others[WITHOUT]["names"] = [work.sources[i].name for i in work.suppressed]
         return {
             "input": str(work.job.path),
+            "input_path": os.path.abspath(work.job.path),  # wherever the page is made later
             "sample_rate_hz": rate_hz,
             "channels": self._signal.channels,
             "seconds": self._frames / rate_hz,

@@ -53,7 +53,8 @@ class Progress:
         self._seconds += seconds
         if work is not self._current:
             self._current = work
-            self._sound.reset(total=work.length_s and round(work.length_s))
+            self._sound.total = work.length_s and round(work.length_s)  # `reset` keeps it for None
+            self._sound.reset()
             self._sound.set_description_str(work.job.relative, refresh=False)
         self._sound.set_postfix_str(f"{self.real_time_factor:.1f}x real time", refresh=False)
         self._sound.update(seconds)

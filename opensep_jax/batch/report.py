@@ -173,7 +173,8 @@ def _separation(number: int, folder: Path, record: dict, out: Path) -> str:
     """One input: the mixture, its stems and the residual."""
     tracks = []
     if record.get("input"):
-        tracks.append(Track("mixture", Path(record["input"]), "the input", is_whole=True))
+        mixture = Path(record.get("input_path", record["input"]))
+        tracks.append(Track("mixture", mixture, "the input", is_whole=True))
     tracks += [_stem(source, folder) for source in record["sources"]]
     if record.get("residual"):
         tracks.append(Track("residual", folder / record["residual"]["file"], "all that is left"))

@@ -3,7 +3,9 @@
     DIR/<relative>/NN_<slug>.<ext>, residual.<ext>, separation.json    one input
     DIR/manifest.jsonl, or manifest-I-of-N.jsonl of each shard         a line for each input
 
-A folder is done when it has a `separation.json`: that appears last, with the other files or after.
+A folder is done when it has a `separation.json` and all files that this names. They appear at once,
+or where the folder is there already, as other inputs' results are in it, after their record: so no
+moment leaves files of which no record tells.
 """
 
 import contextlib
@@ -17,13 +19,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from opensep_jax import __version__
 from opensep_jax.cli import DoorError
 from opensep_jax.separation.result import RECORD
+from opensep_jax.signal.files import named_files
 
 logger = logging.getLogger("opensep_jax")
 
 _SHARD = re.compile(r"manifest-(\d+)-of-(\d+)\.jsonl")
-_EXTRA = ("residual", "without")  # files that are no stems
 _BEGUN = "begun"  # status in the journal alone
 
 
@@ -31,7 +34,7 @@ _BEGUN = "begun"  # status in the journal alone
 def staged(out: Path, relative: str) -> Iterator[Path]:
     """A hidden folder whose files become those of `out/relative` if the block succeeds.
 
-    A killed process leaves nothing under the final name, or no `separation.json`. Files that the
+    A killed process leaves nothing under the final name, or no result that is whole. Files that the
     `separation.json` of an earlier result names are removed; folders of other inputs stay.
     """
     scratch = out / f".{hashlib.sha256(os.fsencode(relative)).hexdigest()[:16]}.part"
@@ -41,34 +44,40 @@ def staged(out: Path, relative: str) -> Iterator[Path]:
         yield scratch
         target = out / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():
+        try:
             os.rename(scratch, target)
-            return
-        earlier = read_record(target)
-        (target / RECORD).unlink(missing_ok=True)
-        for name in file_names(earlier or {}):
-            (target / name).unlink(missing_ok=True)
-        for file in sorted(scratch.iterdir(), key=lambda file: (file.name == RECORD, file.name)):
-            os.replace(file, target / file.name)
+        except OSError:
+            if not target.is_dir():
+                raise
+            _move_into(target, scratch)  # of this input, or another process has just made it
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _move_into(target: Path, scratch: Path) -> None:
+    """Moves the files of a result into a folder that is there, in place of an earlier result's."""
+    earlier, files = _read_any_record(target), {file.name for file in scratch.iterdir()}
+    for name in {*named_files(earlier or {}), *files} - {RECORD}:
+        (target / name).unlink(missing_ok=True)
+    for name in sorted(files, key=lambda name: (name != RECORD, name)):  # it first
+        os.replace(scratch / name, target / name)
+
+
 def read_record(folder: Path) -> dict | None:
     """Content of a finished folder's `separation.json`; None where something is missing."""
-    try:
-        record = json.loads((folder / RECORD).read_text())
-        whole = all((folder / name).is_file() for name in file_names(record))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+    record = _read_any_record(folder)
+    whole = record and all((folder / name).is_file() for name in named_files(record))
     return record if whole else None
 
 
-def file_names(record: dict) -> list[str]:
-    """Audio files that a `separation.json` names, without any path."""
-    files = [source["file"] for source in record.get("sources", [])]
-    files += [record[key]["file"] for key in _EXTRA if record.get(key)]
-    return [Path(file).name for file in files]
+def _read_any_record(folder: Path) -> dict | None:
+    """Content of a `separation.json`, whatever has become of its files; None if it is damaged."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        named_files(record)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return record
 
 
 class Manifest:
@@ -96,7 +105,9 @@ class Manifest:
         self._ok = {line["output"] for line in lines if line["status"] in ("ok", _BEGUN)}
         self._lines: list[dict] = []
         self._begun: dict[str, dict] = {}
+        torn = self._journal.is_file() and not self._journal.read_bytes().endswith(b"\n")
         self._stream, self._lock = self._journal.open("a"), threading.Lock()
+        self._stream.write("\n" * torn)  # of a killed run, whose last line is lost; ours are not
 
     def begin(self, given: str, output: str) -> None:
         """Notes that an input's result is being made; any thread may."""
@@ -107,7 +118,7 @@ class Manifest:
         """Notes an input: `ok`, `skipped` (done before; an earlier `ok` stays) or `error`."""
         if status == "skipped" and output in self._ok:
             status = "ok"
-        line = {"input": given, "output": output, "status": status}
+        line = {"input": given, "output": output, "status": status, "version": __version__}
         if error is not None:
             line["error"] = error
         self._begun.pop(output, None)

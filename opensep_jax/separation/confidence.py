@@ -34,6 +34,10 @@ class Evidence:
             mono_T = processed.stems_SCT[i].mean(0, dtype=np.float64).astype(np.float32)
             self._peak_S[i], self.loudest_ST[i] = energy_S[i], mono_T
 
+    def parts(self) -> list[np.ndarray]:
+        """The loudest windows, a moment of silence where there is none."""
+        return [np.zeros(1, np.float32) if part is None else part for part in self.loudest_ST]
+
     def overlaps(self) -> list[float]:
         """For each stem the largest cosine of its magnitude spectrogram with another stem's.
 

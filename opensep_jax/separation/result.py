@@ -138,7 +138,7 @@ class Separation:
         channels, frames = self.residual.shape
         gain = gain_to_fit(self._blocks, encoding)
         with StemFiles(
-            folder, self.names, encoding, self.sample_rate_hz, channels, frames=frames, gain=gain
+            folder, self.names, encoding, self.sample_rate_hz, channels, gain=gain
         ) as files:
             for block in self._blocks():
                 files.write(*block)

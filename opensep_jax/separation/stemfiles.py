@@ -131,7 +131,6 @@ class StemFiles:
         sample_rate_hz: int,
         channels: int,
         *,
-        frames: int = 0,
         gain: float = 1.0,
         selection: Selection = Selection(),
     ):
@@ -143,7 +142,6 @@ class StemFiles:
             encoding: of the files.
             sample_rate_hz: of the files.
             channels: of the files.
-            frames: samples per channel that are expected.
             gain: everything is turned down by it.
             selection: what is written besides the stems.
 
@@ -159,7 +157,7 @@ class StemFiles:
         with contextlib.ExitStack() as closing:
             self._writers = {
                 name: closing.enter_context(
-                    AudioWriter(folder / name, sample_rate_hz, channels, encoding.subtype, frames)
+                    AudioWriter(folder / name, sample_rate_hz, channels, encoding.subtype)
                 )
                 for name in (*self.names, *self.others.values())
             }
@@ -245,14 +243,24 @@ class Spool:
             yield parts[0], parts[1:][list(kept)]
 
 
-def gain_to_fit(blocks: Callable[[], Iterable[Block]], encoding: Encoding) -> float:
-    """By how much everything must be turned down to fit; 1 where it does, or may be cut off."""
+def gain_to_fit(
+    blocks: Callable[[], Iterable[Block]], encoding: Encoding, without: Sequence[int] = ()
+) -> float:
+    """By how much everything must be turned down to fit; 1 where it does, or may be cut off.
+
+    Args:
+        blocks: gives input and stems, from the beginning.
+        encoding: of the files.
+        without: indices of stems; the input without these must fit too.
+    """
     if not encoding.rescales:
         return 1.0
     peak, count = 0.0, 0
     for input_CT, stems_SCT in blocks():
         count = len(stems_SCT)
-        for part_CT in (input_CT, residual_of(input_CT, stems_SCT), *stems_SCT):
-            peak = max(peak, float(np.abs(part_CT).max()))
+        parts = [input_CT, residual_of(input_CT, stems_SCT), *stems_SCT]
+        if without:
+            parts.append(residual_of(input_CT, stems_SCT[list(without)]))
+        peak = max(peak, *(float(np.abs(part_CT).max()) for part_CT in parts))
     limit = 1 - (count + 2) * encoding.step  # rounding may add up in the residual
     return min(1.0, limit / max(peak, encoding.step, 1e-30))

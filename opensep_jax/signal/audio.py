@@ -20,6 +20,8 @@ import soundfile
 
 BLOCK_FRAMES = 1 << 16  # per read: little memory, and few calls
 _UNKNOWN_FRAMES = 1 << 62  # libsndfile gives 2**63 - 1 for a FLAC stream without a length
+_LEAST_WHOLE = 0.97  # of the samples that the header promises; encoders pad a little
+_MPEG_COUNTS = (b"Xing", b"Info", b"VBRI")  # headers that say how long an MPEG stream is
 
 
 class AudioError(ValueError):
@@ -87,7 +89,7 @@ class AudioReader:
         Raises:
             AudioError: if the file is missing, a folder, empty, not permitted, or not audio.
         """
-        _check_readable(path)
+        check_readable(path)
         self._path, self._closing, self.frames = path, contextlib.ExitStack(), None
         try:
             self._open_libsndfile()
@@ -108,8 +110,8 @@ class AudioReader:
             float32 [C, n], n >= 1, at most `BLOCK_FRAMES`, all finite.
 
         Raises:
-            AudioError: if the file is damaged, has no samples, or has NaN or infinite samples
-                (their count and first place).
+            AudioError: if the file is damaged or cut short, has no samples, or has NaN or infinite
+                samples (their count and first place).
         """
         position, raw = 0, self._raw()
         for block_CT in raw:
@@ -119,10 +121,13 @@ class AudioReader:
             yield block_CT
         if not position:
             raise AudioError(self._path, "the file has a valid header but holds no samples")
+        if self.frames and position < _LEAST_WHOLE * self.frames:  # decoders of MPEG do not mind
+            raise AudioError(self._path, f"cut short: {position} of {self.frames} samples")
 
     def _open_libsndfile(self) -> None:
         file = self._closing.enter_context(_Stream(os.fsencode(self._path)))
-        self.frames = file.frames if file.frames < _UNKNOWN_FRAMES else None
+        guessed = file.subtype.startswith("MPEG") and not _tells_length(self._path)
+        self.frames = file.frames if file.frames < _UNKNOWN_FRAMES and not guessed else None
         first_TC = file.read(BLOCK_FRAMES, dtype="float32", always_2d=True)  # or ffmpeg may try
         self.sample_rate_hz, self.channels, self.subtype = (
             file.samplerate, file.channels, file.subtype,
@@ -209,8 +214,8 @@ def read_audio(path: str | os.PathLike) -> Audio:
         The samples, float32 [C, T] with T >= 1, all finite.
 
     Raises:
-        AudioError: if the file is missing, a folder, empty, not permitted, not audio, damaged, has
-            no samples, or has NaN or infinite samples (their count and first place).
+        AudioError: if the file is missing, a folder, empty, not permitted, not audio, damaged, cut
+            short, has no samples, or has NaN or infinite samples (their count and first place).
     """
     with AudioReader(path) as reader:
         samples_CT = np.concatenate(list(reader.blocks()), axis=1)
@@ -265,7 +270,12 @@ def audio_info(path: str | os.PathLike) -> AudioInfo:
         return AudioInfo(frames, reader.sample_rate_hz, reader.channels)
 
 
-def _check_readable(path: str | os.PathLike) -> None:
+def check_readable(path: str | os.PathLike) -> None:
+    """Checks what can be seen of a file without opening a pipe, which would wait for a writer.
+
+    Raises:
+        AudioError: if it is missing, no regular file, empty, or not permitted.
+    """
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -282,3 +292,13 @@ def _check_readable(path: str | os.PathLike) -> None:
         raise AudioError(path, "no permission to read it") from None
     except OSError as err:
         raise AudioError(path, f"cannot be opened: {err.strerror}") from None
+
+
+def _tells_length(path: str | os.PathLike) -> bool:
+    """Whether an MPEG stream says how long it is; else libsndfile guesses by its first bit rate."""
+    with open(path, "rb") as stream:
+        head = stream.read(10)  # of a tag: "ID3", version, flags, size in 4 times 7 bits
+        size = sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+        stream.seek(10 + size if head[:3] == b"ID3" else 0)
+        first = stream.read(4096)  # the frame that it is in, and some padding
+    return any(count in first for count in _MPEG_COUNTS)

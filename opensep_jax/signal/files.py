@@ -2,6 +2,7 @@
 
 import dataclasses
 import glob
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ AUDIO_SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .m4a .aac .aif .aiff .aifc .au .snd .caf .w64 .rf64 .wma .ac3"
     " .mp4 .m4v .mkv .mka .mov .webm .avi .mpg .mpeg .wmv .flv .ts .3gp".split()
 )
+_RECORD = "separation.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,8 @@ def list_audio_files(
     A file given directly may have any suffix, one matched by a glob must have one of
     AUDIO_SUFFIXES; `relative` is its name without the suffix. A folder is searched recursively,
     sorted, for AUDIO_SUFFIXES; `relative` starts below it. Hidden files and folders, linked
-    folders, and folders with a `separation.json` (earlier results) are left out. A file reached
-    twice is listed once.
+    folders, and what a `separation.json` in a folder below it names (an earlier result) are left
+    out. A file reached twice is listed once.
 
     Names that collide, also in case only, are told apart whatever the order of the inputs: by the
     suffix (a.wav and a.flac become a-wav and a-flac), then by as many parent folders as it takes
@@ -71,6 +73,13 @@ def list_audio_files(
     return _distinct(list(found.values()))
 
 
+def named_files(record: dict) -> list[str]:
+    """Audio files that a `separation.json` names, without any path."""
+    files = [source["file"] for source in record.get("sources", [])]
+    files += [record[key]["file"] for key in ("residual", "without") if record.get(key)]
+    return [Path(file).name for file in files]
+
+
 def _expand(path: Path, exclude: str | os.PathLike | None) -> list[AudioFile]:
     """Lists one existing or missing file or folder, `relative` still with its suffix."""
     if not path.is_dir():
@@ -80,9 +89,11 @@ def _expand(path: Path, exclude: str | os.PathLike | None) -> list[AudioFile]:
     excluded = os.path.realpath(exclude) if exclude is not None else None
     for folder, subfolders, names in os.walk(path, onerror=errors.append):
         inside = Path(folder) != path
-        if inside and ("separation.json" in names or os.path.realpath(folder) == excluded):
+        if inside and os.path.realpath(folder) == excluded:
             subfolders.clear()
             continue
+        if inside and _RECORD in names:  # there may be inputs beside the result of another one
+            names = set(names) - _results(Path(folder, _RECORD))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
             file = Path(folder, name)
@@ -91,6 +102,14 @@ def _expand(path: Path, exclude: str | os.PathLike | None) -> list[AudioFile]:
     for error in errors:
         files.append(AudioFile(Path(error.filename), _plain(error.filename), error.strerror))
     return files or [AudioFile(path, _plain(path), "no audio file in this folder")]
+
+
+def _results(record: Path) -> set[str]:
+    """Names of the files of an earlier result; none where its record is damaged."""
+    try:
+        return set(named_files(json.loads(record.read_text())))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return set()
 
 
 def _plain(path: str | os.PathLike) -> PurePosixPath:

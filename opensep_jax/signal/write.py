@@ -43,9 +43,9 @@ WRITE_FORMATS = {
 }
 _PCM_BITS = {"PCM_16": 16, "PCM_24": 24}
 _BYTES = {"PCM_16": 2, "PCM_24": 3, "FLOAT": 4}
+_WAV_TYPES = {"PCM_16": "<i2", "PCM_24": "<i4", "FLOAT": "<f4"}
 _BLOCK_FRAMES = 1 << 16  # libsndfile's Vorbis writer overflows its stack on very long writes
-_MAX_WAV_BYTES = 2**32 - 4096
-_NO_LIMIT = 2**63
+_MAX_RIFF_BYTES = 2**32 - 1  # behind the first 8
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -94,16 +94,15 @@ class AudioWriter:
         sample_rate_hz: int,
         channels: int,
         subtype: str | None = None,
-        frames: int = 0,
     ):
         """Opens a file.
 
         Args:
-            path: target; its suffix picks the format, one of WRITE_FORMATS. The folder must exist.
+            path: target; its suffix picks the format, one of WRITE_FORMATS; WAV of more than 4 GiB
+                becomes RF64. The folder must exist.
             sample_rate_hz: samples per second and channel.
             channels: number of them.
             subtype: one of the format's in WRITE_FORMATS, by default its first.
-            frames: samples per channel that are expected; WAV of more than 4 GiB becomes RF64.
 
         Raises:
             AudioError: if the format cannot hold these channels or this rate, or the system refuses
@@ -114,22 +113,15 @@ class AudioWriter:
         self._subtype = _check_writable(self._path, self._kind, channels, sample_rate_hz, subtype)
         self._channels, self.clipped = channels, 0
         self._held: list[np.ndarray] = []  # blocks that are not written yet
-        self._size = channels * _BYTES.get(self._subtype, 0)  # of a frame; lossy: no matter
-        self._room = _MAX_WAV_BYTES if self._kind.name == "WAV" else _NO_LIMIT
-        is_long = frames * self._size > self._room
-        self._room = _NO_LIMIT if is_long else self._room
         self._part = self._path.with_name(f".{secrets.token_hex(8)}.part")
         with self._named():
-            if self._subtype == "FLOAT":
-                # Not libsndfile: its float WAV carries the time of writing in a PEAK chunk.
-                self._file = _FloatWav(self._part, sample_rate_hz, channels, is_long)
+            if self._kind.name == "WAV":
+                self._file = _Wav(self._part, sample_rate_hz, channels, self._subtype)
             else:
                 raw = os.fsencode(self._part)  # which need not be UTF-8
-                options = {
-                    "subtype": self._subtype,
-                    "format": "RF64" if is_long else self._kind.name,
-                }
-                self._file = soundfile.SoundFile(raw, "w", sample_rate_hz, channels, **options)
+                self._file = soundfile.SoundFile(
+                    raw, "w", sample_rate_hz, channels, self._subtype, format=self._kind.name
+                )
 
     def __enter__(self) -> "AudioWriter":
         return self
@@ -164,9 +156,6 @@ class AudioWriter:
             problem = f"{bad} of {samples_CT.size} samples are NaN or infinite"
             shape = f"need samples [{self._channels}, n], got shape {samples_CT.shape}"
             raise AudioError(self._path, problem if bad else shape)
-        self._room -= samples_CT.shape[1] * self._size
-        if self._room < 0:
-            raise AudioError(self._path, "WAV of unknown length holds at most 4 GiB; write .flac")
         samples_TC = samples_CT.T
         if self._subtype in _PCM_BITS:
             grid, clipped = quantize(samples_TC, self._subtype)
@@ -228,8 +217,7 @@ def write_audio(
     samples_CT = np.asarray(samples_CT, np.float32)
     if samples_CT.ndim != 2 or not samples_CT.size:
         raise AudioError(path, f"need samples [C, T] with T >= 1, got shape {samples_CT.shape}")
-    channels, frames = samples_CT.shape
-    with AudioWriter(path, sample_rate_hz, channels, subtype, frames) as writer:
+    with AudioWriter(path, sample_rate_hz, len(samples_CT), subtype) as writer:
         writer.write(samples_CT)
     return writer.clipped
 
@@ -253,40 +241,60 @@ def _check_writable(
     return subtype
 
 
-class _FloatWav:
-    """A WAV file of float32 samples: RIFF, or RF64 (EBU Tech 3306) for more than 4 GiB."""
+class _Wav:
+    """A WAV file: RIFF, or RF64 (EBU Tech 3306) if it has become too long for that.
 
-    def __init__(self, path: Path, sample_rate_hz: int, channels: int, is_long: bool):
-        self._stream = path.open("wb")
-        self._rate_hz, self._channels, self._is_long, self._frames = (
-            sample_rate_hz, channels, is_long, 0,
-        )  # fmt: skip
+    Not libsndfile's: that must know beforehand which of them, and its float WAV carries the time of
+    writing.
+    """
+
+    def __init__(self, path: Path, sample_rate_hz: int, channels: int, subtype: str):
+        self._rate_hz, self._channels, self._subtype = sample_rate_hz, channels, subtype
+        self._frames, self._stream = 0, path.open("wb")
         self._stream.write(self._header())
 
     def write(self, samples_TC: np.ndarray) -> None:
-        self._stream.write(np.ascontiguousarray(samples_TC, "<f4").data)
+        """Appends samples: float, int16, or for PCM_24 int32 of which the top is written."""
+        parts = np.ascontiguousarray(samples_TC, _WAV_TYPES[self._subtype])
+        if self._subtype == "PCM_24":
+            parts = np.ascontiguousarray(parts.view(np.uint8).reshape(-1, 4)[:, 1:])
+        self._stream.write(parts.data)
         self._frames += len(samples_TC)
 
     def close(self) -> None:
         with self._stream:
+            self._stream.write(bytes(self._data_bytes % 2))  # chunks have even lengths
             self._stream.seek(0)
             self._stream.write(self._header())
 
+    @property
+    def _data_bytes(self) -> int:
+        return self._frames * self._channels * _BYTES[self._subtype]
+
     def _header(self) -> bytes:
-        size, rate_hz = 4 * self._channels, self._rate_hz
-        data = self._frames * size
-        form = struct.pack("<HHIIHHH", 3, self._channels, rate_hz, rate_hz * size, size, 32, 0)
-        fact = struct.pack("<4sII", b"fact", 4, min(self._frames, 2**32 - 1))
-        chunks = b"WAVE%sfmt " + struct.pack("<I", len(form)) + form + fact + b"data"
-        if not self._is_long:
-            body = chunks % b""
-            return (
-                b"RIFF" + struct.pack("<I", len(body) + 4 + data) + body + struct.pack("<I", data)
-            )
-        sizes = struct.pack("<4sIQQQI", b"ds64", 28, 0, data, self._frames, 0)
-        body = chunks % sizes
-        sizes = struct.pack("<4sIQQQI", b"ds64", 28, len(body) + 4 + data, data, self._frames, 0)
-        return b"RF64" + b"\xff" * 4 + chunks % sizes + b"\xff" * 4
+        """All up to the samples, always of one length: what RF64 needs room for is JUNK in RIFF."""
+        size, rate_hz, data = _BYTES[self._subtype], self._rate_hz, self._data_bytes
+        frame, is_float = self._channels * size, self._subtype == "FLOAT"
+        form = struct.pack(
+            "<HHIIHH", 3 if is_float else 1, self._channels, rate_hz, rate_hz * frame, frame,
+            8 * size,
+        )  # fmt: skip
+        chunks = _chunk(b"fmt ", form)
+        if is_float:
+            fact = struct.pack("<I", min(self._frames, 2**32 - 1))
+            chunks = _chunk(b"fmt ", form + bytes(2)) + _chunk(b"fact", fact)
+        whole = 4 + len(_chunk(b"ds64", bytes(28))) + len(chunks) + 8 + data + data % 2
+        if whole <= _MAX_RIFF_BYTES:
+            name, whole_32, data_32, room = b"RIFF", whole, data, _chunk(b"JUNK", bytes(28))
+        else:
+            name, whole_32, data_32 = b"RF64", 2**32 - 1, 2**32 - 1
+            room = _chunk(b"ds64", struct.pack("<QQQI", whole, data, self._frames, 0))
+        start = name + struct.pack("<I", whole_32) + b"WAVE"
+        return start + room + chunks + b"data" + struct.pack("<I", data_32)
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content
 
 
 def _zero_ogg_serial(path: Path) -> None:

@@ -137,7 +137,8 @@ class Captioner:
 
         Returns:
             A text per recording: its caption, or where several windows have different ones
-            "A dog barks. Rain falls." in the order of time; empty where nothing was heard.
+            "A dog barks. Rain falls." in the order of time; empty where nothing was heard, or
+            nothing with a letter or digit was said of it.
         """
         said: list[list[str]] = [[] for _ in heard]
         windows = [(index, window) for index, part in enumerate(heard) for window in part]
@@ -239,6 +240,7 @@ class WrittenCaptions:
         ):
             raise ValueError(f'{place}: not an object with texts "input" and "caption"')
         path, caption = os.fspath(row["input"]), row["caption"].strip()
+        caption = caption if _has_words(caption) else ""
         for known in {os.path.abspath(path), os.path.abspath(self._path.parent / path)}:
             if self._by_path.setdefault(known, caption) != caption:
                 raise ValueError(f"{place}: {path} has another caption above")
@@ -294,12 +296,17 @@ def join_captions(captions: Sequence[str]) -> str:
     distinct: dict[str, str] = {}
     for caption in captions:
         caption = " ".join(caption.split())
-        if caption.strip(" ."):
+        if _has_words(caption):
             distinct.setdefault(caption.casefold().rstrip(" ."), caption)
     if len(distinct) <= 1:
         return "".join(distinct.values())
     sentences = [caption.rstrip(" .") for caption in distinct.values()]
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
+
+
+def _has_words(caption: str) -> bool:
+    """Whether a caption says more than "???" and the like."""
+    return any(map(str.isalnum, caption))
 
 
 def _checked(wave: np.ndarray) -> np.ndarray:

@@ -52,11 +52,28 @@ def test_a_row_replaces_what_it_names(sounds: Path):
         ({"min_confidence": 2}, '"min_confidence" is not within 0 and 1: 2'),
         ({"min_confidence": "much"}, "is not within 0 and 1: 'much'"),
         ({"caption": ""}, '"caption" is no text'),
+        ({"queries": 5}, '"queries" is not a list of texts'),
+        ({"queries": {"dog": 1}}, '"queries" is not a list of texts'),
+        ({"not": True}, '"not" is not a list of texts'),
+        ({"max_sources": True}, '"max_sources" is no positive number: True'),
+        ({"min_confidence": True}, '"min_confidence" is not within 0 and 1: True'),
+        ({"query": ["dog"]}, '"query" is not known; is "queries" meant?'),
+        ({"suppressed": ["dog"]}, '"suppressed" is not known; is "not" meant?'),
+        ({"Caption": "A dog"}, '"Caption" is not known; is "caption" meant?'),
+        ({"max_source": 2}, '"max_source" is not known; is "max_sources" meant?'),
     ],
 )
 def test_rows_that_cannot_be_meant(sounds: Path, row: dict, message: str):
     (job,) = plan_jobs([_list(sounds, {"input": "a.wav"} | row)], FLAGS, sounds / "out")
     assert message in job.problem and job.relative is None
+    assert str(job.path).endswith("list.jsonl:1")
+
+
+def test_a_row_may_have_keys_of_its_own(sounds: Path):
+    """So lists for other programs serve."""
+    own = {"id": 7, "split": "test", "reference": ["a.wav"], "note": "x", "num_sources": 2}
+    (job,) = plan_jobs([_list(sounds, {"input": "a.wav"} | own)], FLAGS, sounds / "out")
+    assert job.problem is None and job.request == FLAGS
 
 
 @pytest.mark.parametrize(

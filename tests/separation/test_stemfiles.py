@@ -1,5 +1,6 @@
 """Stems as files: what is read back sums to the input, whatever is chosen and however it clips."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,23 @@ def test_a_spool_gives_back_what_is_kept(tmp_path: Path):
         assert gain == pytest.approx((1 - 5 * 2**-15) / peak)
         assert gain_to_fit(lambda: spool.blocks([0]), Encoding("wav", "FLOAT", "rescale")) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("encoding", [Encoding("wav", "PCM_16", "rescale"), Encoding("ogg")])
+def test_the_input_without_a_stem_fits_too(tmp_path: Path, encoding: Encoding):
+    """What is taken out is in opposite phase: the rest is the louder."""
+    encoding = dataclasses.replace(encoding, clip="rescale")
+    whole_CT = 0.9 * np.sin(np.arange(3000) * 0.1, dtype=np.float32)[None]
+    stems_SCT = np.stack([-whole_CT, whole_CT])
+    gain = gain_to_fit(lambda: [(whole_CT, stems_SCT)], encoding, (0,))
+    assert gain == pytest.approx((1 - 4 * encoding.step) / 1.8, abs=1e-5)
+    with StemFiles(
+        tmp_path, ["a", "b"], encoding, 16_000, 1, gain=gain, selection=Selection(without=(0,))
+    ) as files:
+        files.write(whole_CT, stems_SCT)
+    assert files.clipping["samples"] == 0
+    without_CT = _read(tmp_path / f"without.{encoding.format}")[:, :3000]
+    np.testing.assert_allclose(without_CT, 2 * gain * whole_CT, atol=0.05)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def test_missing_folder_and_empty(tmp_path):
     assert "no such file" in problem(tmp_path / "empty.wav" / "below")
     os.mkfifo(tmp_path / "pipe.wav")
     assert "not a regular file" in problem(tmp_path / "pipe.wav")
+    with pytest.raises(AudioError, match="not a regular file"):
+        audio.check_readable(tmp_path / "pipe.wav")
     with pytest.raises(AudioError, match="no such file"):
         audio.audio_info(tmp_path / "no.wav")
 
@@ -181,3 +183,38 @@ def test_a_file_that_breaks_off_is_named(tmp_path):
     data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
     (tmp_path / "x.flac").write_bytes(data)
     assert "is damaged" in problem(tmp_path / "x.flac")
+
+
+def test_an_mp3_cut_to_half_is_named(tmp_path):
+    """Its decoder ends there without a word."""
+    path = tmp_path / "x.mp3"
+    write.write_audio(path, noise(1, 200_000), 16_000)
+    assert audio.read_audio(path).samples_CT.shape[1] == 200_000
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    assert "cut short: " in problem(path) and "of 200000 samples" in problem(path)
+    (start,) = audio.read_parts(path, [0], 30_000)  # what is there can still be heard
+    assert start.shape == (1, 30_000)
+
+
+@pytest.mark.parametrize("frames", [1, 100, 1152, 5000])
+def test_short_mp3s_are_whole(tmp_path, frames):
+    write.write_audio(tmp_path / "x.mp3", noise(1, frames), 16_000)
+    assert audio.read_audio(tmp_path / "x.mp3").samples_CT.shape[1] >= frames
+
+
+def test_the_guessed_length_of_an_mp3_is_no_promise(tmp_path):
+    """Without a count libsndfile takes the first bit rate for that of all, here a sixth of it."""
+    wave_T, streams = noise(1, 100_000)[0], []
+    for level in (0.9, 0.0):
+        options = {"compression_level": level, "bitrate_mode": "CONSTANT"}
+        soundfile.write(tmp_path / "x.mp3", wave_T, 44_100, format="MP3", **options)
+        data = (tmp_path / "x.mp3").read_bytes()
+        streams.append(data[data.index(data[:2], 4) :])  # without the frame that has the count
+    tag = b"ID3\3\0\0" + bytes([0, 0, 2, 0]) + bytes(256)
+    (tmp_path / "x.mp3").write_bytes(tag + b"".join(streams))
+    with soundfile.SoundFile(tmp_path / "x.mp3") as file:
+        assert file.frames > 300_000
+    with audio.AudioReader(tmp_path / "x.mp3") as reader:
+        assert reader.frames is None
+    assert 190_000 < audio.audio_info(tmp_path / "x.mp3").frames < 210_000

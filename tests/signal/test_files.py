@@ -1,5 +1,6 @@
 """Tests of listing the inputs of a command."""
 
+import json
 from pathlib import Path
 
 from opensep_jax.signal.files import list_audio_files
@@ -12,20 +13,35 @@ def make(root, *names):
         path.touch()
 
 
+def record(folder, *stems):
+    content = {"sources": [{"file": stem} for stem in stems], "residual": {"file": "residual.wav"}}
+    (folder / "separation.json").write_text(json.dumps(content))
+
+
 def names(files):
     return [str(file.relative) for file in files]
 
 
 def test_a_folder_is_listed_sorted_without_hidden_files_and_earlier_results(tmp_path):
     make(tmp_path, "b.WAV", "a.mp4", "sub/c.d.flac", "notes.txt", ".hidden.wav", ".git/x.wav")
-    make(tmp_path, "out/b/01_dog.wav", "out/b/separation.json", "stems/x.wav")
+    make(tmp_path, "out/b/01_dog.wav", "out/b/residual.wav", "stems/x.wav")
+    record(tmp_path / "out/b", "01_dog.wav")
     files = list_audio_files([tmp_path], exclude=tmp_path / "stems")
     assert names(files) == ["a", "b", "sub/c.d"]
     assert files[2].path == tmp_path / "sub/c.d.flac"
     assert all(file.problem is None for file in files)
     # Asked for by name, an earlier result, or the excluded folder itself, is an input.
-    assert names(list_audio_files([tmp_path / "out/b"])) == ["01_dog"]
+    assert names(list_audio_files([tmp_path / "out/b"])) == ["01_dog", "residual"]
     assert names(list_audio_files([tmp_path / "stems"], exclude=tmp_path / "stems")) == ["x"]
+
+
+def test_inputs_beside_results_are_listed(tmp_path):
+    """As where results of song.wav went into a folder that was there."""
+    make(tmp_path, "song.wav", "song/b.wav", "song/01_dog.wav", "song/residual.wav", "song/x/c.wav")
+    record(tmp_path / "song", "01_dog.wav")
+    assert names(list_audio_files([tmp_path])) == ["song", "song/b", "song/x/c"]
+    (tmp_path / "song/separation.json").write_text("{")
+    assert len(list_audio_files([tmp_path])) == 5  # rather too many than too few
 
 
 def test_files_globs_and_what_is_missing_keep_their_place(tmp_path, monkeypatch):

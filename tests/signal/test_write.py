@@ -1,7 +1,9 @@
 """Tests of quantizing and writing: exact, deterministic, in one step, limits named."""
 
 import os
+import shutil
 import struct
+import subprocess
 import time
 
 import numpy as np
@@ -147,27 +149,40 @@ def test_blocks_make_the_same_file(tmp_path, name, subtype):
     assert (tmp_path / f"b{name}").read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_float_wav_is_what_scipy_writes(tmp_path):
+@pytest.mark.parametrize("subtype, dtype", [("FLOAT", np.float32), ("PCM_16", np.int16)])
+def test_wav_is_what_scipy_writes(tmp_path, subtype, dtype):
+    """But for a chunk of junk, which RF64 needs the room of."""
     samples = noise(3, 1000)
-    write.write_audio(tmp_path / "x.wav", samples, 44_100)
-    wavfile.write(tmp_path / "y.wav", 44_100, samples.T)
-    assert (tmp_path / "x.wav").read_bytes() == (tmp_path / "y.wav").read_bytes()
-
-
-@pytest.mark.parametrize("subtype", ["FLOAT", "PCM_16"])
-def test_more_than_a_wav_holds(tmp_path, monkeypatch, subtype):
-    """The sizes of RF64 are read from its own chunk, so a small file tells."""
-    monkeypatch.setattr(write, "_MAX_WAV_BYTES", 20_000)
-    samples = noise(2, 8000)
     write.write_audio(tmp_path / "x.wav", samples, 44_100, subtype)
-    assert (tmp_path / "x.wav").read_bytes()[:4] == b"RF64"
-    assert soundfile.info(tmp_path / "x.wav").frames == 8000
+    grid = write.quantize(samples, subtype)[0].T * (2**15 if subtype == "PCM_16" else 1)
+    wavfile.write(tmp_path / "y.wav", 44_100, grid.astype(dtype))
+    data, want = ((tmp_path / name).read_bytes() for name in ("x.wav", "y.wav"))
+    assert data[12:48] == b"JUNK" + struct.pack("<I", 28) + bytes(28)
+    assert struct.unpack_from("<I", data, 4)[0] == len(data) - 8
+    assert data[8:12] + data[48:] == want[8:]
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("limit, name", [(2**32 - 1, b"RIFF"), (20_000, b"RF64")])
+def test_more_than_a_wav_holds(tmp_path, monkeypatch, subtype, limit, name):
+    """Nobody says how long it will be; the sizes of RF64 are read from a chunk of their own."""
+    monkeypatch.setattr(write, "_MAX_RIFF_BYTES", limit)
+    samples = noise(3, 7001)  # 24 bits: an odd number of bytes
+    with write.AudioWriter(tmp_path / "x.wav", 44_100, 3, subtype) as writer:
+        for start in range(0, 7001, 900):
+            writer.write(samples[:, start : start + 900])
+    data = (tmp_path / "x.wav").read_bytes()
+    assert data[:4] == name and len(data) % 2 == 0
+    info = soundfile.info(tmp_path / "x.wav")
+    assert (info.frames, info.format, info.subtype) == (
+        7001, "RF64" if name == b"RF64" else "WAV", subtype
+    )  # fmt: skip
     back = audio.read_audio(tmp_path / "x.wav")
     np.testing.assert_array_equal(back.samples_CT, write.quantize(samples, subtype)[0])
-    with pytest.raises(AudioError, match="y.wav: WAV of unknown length holds at most 4 GiB"):
-        with write.AudioWriter(tmp_path / "y.wav", 44_100, 2, subtype) as writer:
-            writer.write(samples)
-    assert os.listdir(tmp_path) == ["x.wav"]
+    if shutil.which("ffmpeg"):
+        command = ["ffmpeg", "-v", "error", "-i", tmp_path / "x.wav", tmp_path / "y.flac"]
+        subprocess.run(command, check=True)
+        assert audio.audio_info(tmp_path / "y.flac").frames == 7001
 
 
 def test_an_error_leaves_no_file(tmp_path):

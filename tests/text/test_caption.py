@@ -176,6 +176,7 @@ def test_bad_settings_are_refused(options: dict):
     [
         ([], ""),
         (["", " . "], ""),
+        (["\u266a\u266a", "???", "a dog barks"], "a dog barks"),
         ([" a dog  barks. "], "a dog barks."),
         (["a dog barks", "A dog barks."], "a dog barks"),
         (["a dog barks", "", "rain falls.", "a dog barks"], "A dog barks. Rain falls."),
@@ -192,7 +193,7 @@ def _write(file: Path, *rows: tuple[str, str]) -> str:
 
 
 def test_captions_from_a_file(tmp_path: Path, monkeypatch):
-    rows = [("a/x.wav", "a dog"), ("b/x.wav", "a cat "), ("/far/y.wav", "rain"), ("z.wav", "")]
+    rows = [("a/x.wav", "a dog"), ("b/x.wav", "a cat "), ("/far/y.wav", "rain"), ("z.wav", "???")]
     captioner = load_captioner(_write(tmp_path / "captions.jsonl", *rows))
     assert isinstance(captioner, WrittenCaptions)
 
