@@ -23,6 +23,7 @@ from opensep_jax.training.step import Metrics
 from opensep_jax.training.validation import jitted_scores
 
 ASSIGNMENTS = ("pit", "mixit")
+_MIXIT_CLIPS = 4  # of a mixture at least: with fewer, one of the two mixtures is a clip alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,8 @@ def build_unconditional_task(
         settings: the other arguments of `build_separator_task`.
 
     Raises:
-        ValueError: there are fewer outputs than clips, or no such assignment.
+        ValueError: there are fewer outputs than clips, too few clips for two mixtures of them, or
+            no such assignment.
     """
     if assignment not in ASSIGNMENTS:
         raise ValueError(
@@ -118,6 +120,11 @@ def build_unconditional_task(
         raise ValueError(
             f"unconditional.outputs={outputs}, but mixtures of mix.counts or eval.sources have up "
             f"to {most} clips"
+        )
+    if assignment == "mixit" and min(task.rule.counts) < _MIXIT_CLIPS:
+        raise ValueError(
+            f"unconditional.assignment=mixit, but mix.counts draws mixtures of "
+            f"{min(task.rule.counts)} clips: below {_MIXIT_CLIPS} a target is a clip alone"
         )
     fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     return UnconditionalTask(**fields, outputs=outputs, assignment=assignment)
