@@ -117,13 +117,26 @@ def main(
     Returns:
         Exit code: `EXIT_PREEMPTED` if it was told to stop before its last step.
     """
+    # First and last: SIGTERM breaks off neither the start nor what is being written at the end.
+    with contextlib.closing(Preemption()) as preemption:
+        stopped = go_on(config, workdir, devices, profile_steps, preemption)
+    return EXIT_PREEMPTED if stopped else EXIT_DONE
+
+
+def go_on(
+    config: ml_collections.ConfigDict,
+    workdir: Path | epath.Path,
+    devices: Sequence[jax.Device] | None,
+    profile_steps: tuple[int, int] | None,
+    preemption: Preemption,
+) -> bool:
+    """Starts a run or goes on with it; whether it was told to stop before its last step."""
     first_process = jax.process_index() == 0
     check_shared(workdir)
     run = start(config, devices)
     description = describe(config, run.task)
     saved = Checkpoints(workdir, description, config.train.keep_checkpoints, run.task.best)
-    # Closed last: a second SIGTERM does not break off what is being written.
-    with contextlib.closing(Preemption()) as preemption, contextlib.closing(saved):
+    with contextlib.closing(saved):
         if saved.steps:  # else there is nothing to lose, as after a first start that failed
             refuse_other_config(workdir, description)
         state = first_state(run, saved)
@@ -133,8 +146,10 @@ def main(
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
             board.hparams(int(state.step), flat(config.to_dict()))
             profile = Profile(board.folder, profile_steps if first_process else None)
-            stopped = loop(run, state, board, saved, profile, preemption)
-    return EXIT_PREEMPTED if stopped else EXIT_DONE
+            if preemption.told_alone and int(state.step) < config.train.steps:
+                logger.warning("told to stop before the first step; run again to go on")
+                return True
+            return loop(run, state, board, saved, profile, preemption)
 
 
 def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
@@ -261,7 +276,7 @@ def loop(
                 state, metrics = step_compiled(state, batch, run.constants, run.key)
             profile.after(done, metrics["loss"])
             progress.step(done, metrics)
-            stops = preemption.reached() and done < train.steps
+            stops = preemption.reached(done) and done < train.steps
             evaluates = done == train.steps or (done % evaluation.every_steps == 0 and not stops)
             saves = stops or evaluates or done % train.save_every_steps == 0
             if saves:  # the numbers of all its steps are on disk before a checkpoint is

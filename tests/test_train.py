@@ -168,6 +168,21 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
     assert b"train_step" in profile.read_bytes()
 
 
+def test_a_run_that_is_told_to_stop_while_it_starts_has_done_nothing(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    start = train.start
+
+    def told(*args: object) -> train.Run:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*args)
+
+    monkeypatch.setattr(train, "start", told)
+    assert _run(tiny_dataset, tmp_path) == EXIT_PREEMPTED
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_resuming_on_another_mesh(
     straight: Path, abandoned: Path, tiny_dataset: Path, tmp_path: Path
 ):

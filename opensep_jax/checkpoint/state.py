@@ -31,6 +31,17 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used or written; the message names it and says why."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which saves when it is told to and asks nobody else whether a run is to stop.
+
+    Its questions, one of them from a thread that ends an earlier save, would reset the count of
+    steps that JAX's preemption service keeps for `processes.Preemption`, and notice be missed.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """Asynchronous saving and restoring of a run.
 
@@ -71,9 +82,7 @@ class Checkpoints:
         json_handler = ocp.JsonCheckpointHandler(filename=_CONFIG_FILE)
         registry.add("config", ocp.args.JsonSave, json_handler)
         registry.add("config", ocp.args.JsonRestore, json_handler)
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, handler_registry=registry
-        )
+        self._manager = _Manager(self._folder, options=options, handler_registry=registry)
 
     @property
     def steps(self) -> list[int]:
