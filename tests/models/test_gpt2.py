@@ -123,9 +123,7 @@ def test_what_sees_what(bidirectional: bool):
     for scale in (1, 2):
         scaled_BPC = prefix_BPC * np.where(np.arange(PREFIX) == PREFIX - 1, scale, 1)[:, None]
         variables = {"params": _params()}
-        caches.append(
-            network.apply(variables, np.float32(scaled_BPC), PREFIX, method="prefill")[1]
-        )
+        caches.append(network.apply(variables, np.float32(scaled_BPC), PREFIX, method="prefill")[1])
     first_key = [np.asarray(cache[-1][0][:, 0]) for cache in caches]
     assert np.array_equal(*first_key) != bidirectional
 
