@@ -269,7 +269,9 @@ def loop(
         for done in range(first_step + 1, train.steps + 1):
             batch = next(stream)
             if step_compiled is None:
-                step_compiled = step_fn.lower(state, batch, run.constants, run.key).compile()
+                with progress.paused():
+                    lowered = step_fn.lower(state, batch, run.constants, run.key)
+                    step_compiled = lowered.compile()
                 progress.step_flops = step_flops(step_compiled, train.accumulation)
             profile.before(done)
             with jax.transfer_guard("disallow"):
@@ -285,11 +287,12 @@ def loop(
                 raise DoorError(halted(run, state, saved))
             scores = {}
             if evaluates:
-                with progress.paused():
-                    scores, exhibit = run.task.validate(whole(state.ema), run.mesh)
-                    board.scalars(done, scores)
-                    board.exhibit(done, "val", exhibit)
-                logger.info("step %d: %s", done, summary(scores))
+                try:
+                    with progress.paused():
+                        scores = validate(run, whole(state.ema), done, board)
+                except Exception:  # of memory, of records: the steps up to here are not lost
+                    saved.save(done, state.replace(ema={}), state.ema, {})
+                    raise
             if saves:
                 saved.save(done, state.replace(ema={}), state.ema, scores)
                 board.publish()
@@ -297,6 +300,15 @@ def loop(
                 logger.warning("told to stop: saving step %d; run again to go on", done)
                 return True
     return False
+
+
+def validate(run: Run, params: dict, done: int, board: Board) -> dict[str, float]:
+    """Scores of a step's parameters on the fixed mixtures, which the board shows as well."""
+    scores, exhibit = run.task.validate(params, run.mesh)
+    board.scalars(done, scores)
+    board.exhibit(done, "val", exhibit)
+    logger.info("step %d: %s", done, summary(scores))
+    return scores
 
 
 def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:
