@@ -133,6 +133,7 @@ def test_a_baseline_trains_is_validated_and_says_what_it_is(tiny_dataset: Path):
             {"unconditional__assignment": "mixit", "mix__counts__3": 0.1},
             "mixit, but mix.counts draws mixtures of 3 clips: .* a clip alone",
         ),
+        ({"model__size": "paper_debug"}, "model.size: .* task=separator only"),
     ],
 )
 def test_what_cannot_be_trained_is_named(tiny_dataset: Path, changes: dict, message: str):
