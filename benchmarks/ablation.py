@@ -29,10 +29,12 @@ def only(wording: str) -> tuple[str, ...]:
     )
 
 
-# What differs from `configs/demo.py` in all of them: short crops, so that more steps fit.
+CONFIG = "configs/demo.py"
+# What differs from a config in all of them: short crops, so that more steps fit.
 BUDGET = ("--config.data.crop_s=2.048",)
-# What differs from `base`, as flags of `train`. Crops and targets change at an equal number of
-# seconds, or of masks, per step; the baselines without text draw more masks of as many mixtures.
+# What differs from `base`, as flags of `train`; `--config` names another config. Crops and targets
+# change at an equal number of seconds, or of masks, per step; the baselines without text draw more
+# masks of as many mixtures, and `mixit` mixes four clips always, never two or three.
 VARIANTS = {
     "base": (),
     "loss_l1": ("--config.loss.negative_snr=0", "--config.loss.magnitude_l1=1"),
@@ -46,8 +48,8 @@ VARIANTS = {
     "captions_only": only("caption"),
     "names_only": only("label"),
     "enriched_only": only("description"),
-    "pit": ("--config.task=unconditional", "--config.unconditional.assignment=pit"),
-    "mixit": ("--config.task=unconditional", "--config.unconditional.assignment=mixit"),
+    "pit": ("--config=configs/baseline_pit.py",),
+    "mixit": ("--config=configs/baseline_mixit.py",),
 }
 METRICS = tuple(
     f"val/si_sdri_{rule}/{n}_sources" for rule in ("none", "limit", "normalise") for n in (2, 3)
@@ -70,16 +72,22 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
+def flags_of(variant: str) -> tuple[str, ...]:
+    """Flags of `train` for a variant: its config, what all of them change, and what it changes."""
+    named = [flag for flag in VARIANTS[variant] if flag.startswith("--config=")]
+    changes = [flag for flag in VARIANTS[variant] if flag not in named]
+    return (*(named or [f"--config={CONFIG}"]), *BUDGET, *changes)
+
+
 def train(args: argparse.Namespace, variant: str, seed: str) -> None:
     """One run, resumed if it was begun; its output goes to `train.log` of its workdir."""
     workdir = args.out / f"{variant}-{seed}"
     workdir.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable, "-m", "opensep_jax.train", "--config", "configs/demo.py",
+        sys.executable, "-m", "opensep_jax.train", *flags_of(variant),
         "--workdir", str(workdir), f"--config.seed={seed}", f"--config.data.folder={args.data}",
         f"--config.train.steps={args.steps}", f"--config.eval.mixtures={args.mixtures}",
         f"--config.eval.every_steps={args.steps // 4}", "--config.train.keep_checkpoints=1",
-        *BUDGET, *VARIANTS[variant],
     ]  # fmt: skip
     with (workdir / "train.log").open("a") as log:
         subprocess.run(command, stdout=log, stderr=log, check=True)

@@ -14,4 +14,5 @@ def get_config() -> ConfigDict:
     c = demo.get_config().unlock()
     c.task = "unconditional"
     c.unconditional.assignment = "mixit"
+    c.mix.counts.update({"2": 0.0, "3": 0.0, "4": 1.0})  # two mixtures of two clips
     return c.lock()

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on all GPUs of this machine, in one process.
 #
-#   launch/gpu_node.sh --config configs/base.py --workdir runs/base --config.data.folder=PREPARED
+#   launch/gpu_node.sh --config configs/base.py --workdir runs/base --config.data.folder=PREPARED \
+#       --config.train.batch=64    # 8 for each of 8 GPUs
 #
 # When it ends with exit code 75 (it was sent SIGTERM and has saved), it is started again, at most
 # RESTARTS times (100). SIGTERM to this script is passed on, and nothing is started again: its exit

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of any size: asks for it, installs this checkout on all its machines, runs.
+# Trains on a TPU slice of any size: asks for it, installs HEAD of this checkout on its machines, runs.
 #
 #   NAME=opensep ZONE=us-west4-a TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite WORKDIR=/mnt/runs/base \
 #       launch/tpu_pod.sh --config configs/base.py --config.data.folder=/mnt/data/PREPARED
@@ -54,6 +54,9 @@ install() {
     python3.11 -m venv .opensep; .opensep/bin/pip install --quiet './opensep[tpu]'"
 }
 
+if ! git diff --quiet HEAD; then
+  echo "warning: the machines get HEAD; changes here that are not committed stay behind" >&2
+fi
 flags="$(printf '%q ' "--workdir=$WORKDIR" "$@")"
 while true; do
   acquire

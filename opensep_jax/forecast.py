@@ -27,10 +27,10 @@ logger = logging.getLogger("opensep_jax")
 
 
 @contextlib.contextmanager
-def records(config: ml_collections.ConfigDict, text_width: int) -> Iterator[Path]:
+def records(config: ml_collections.ConfigDict, text_width: int) -> Iterator[str]:
     """The folder of the config, else a stand-in for the time of the context."""
     if config.data.folder:
-        yield Path(config.data.folder)
+        yield config.data.folder  # as it is: several, or a URL, are no path
         return
     with tempfile.TemporaryDirectory() as folder:
         counts = [int(n) for n, probability in config.mix.counts.items() if probability]
@@ -43,7 +43,7 @@ def records(config: ml_collections.ConfigDict, text_width: int) -> Iterator[Path
             text_tokens=config.data.text_tokens,
             text_width=text_width,
         )
-        yield Path(folder)
+        yield folder
 
 
 def compiled(config: ml_collections.ConfigDict, topology: Topology, cache: Cache) -> dict:

@@ -68,7 +68,7 @@ def main(
 ) -> dict:
     """The report of one arrangement; its keys are those of `--json`."""
     with records(config, text_width) as folder:
-        placed = changed(config, {"data.folder": str(folder)})
+        placed = changed(config, {"data.folder": folder})
         if topology.devices:
             facts = compiled(placed, topology, cache)
         else:
@@ -76,7 +76,7 @@ def main(
     batch, chips, fits = config.train.batch, topology.chips, facts.pop("fits")
     report = {
         "version": __version__, "config": json.loads(config.to_json()),
-        "network": config.model.size if config.task == "separator" else config.captioner.size,
+        "network": (config.captioner if config.task == "captioner" else config.model).size,
         "topology": topology.name, "chips": chips, "chips_per_host": topology.chips_per_host,
         "batch": batch, "batch_per_chip": batch / chips,
         **facts, "fits": fits,
@@ -107,7 +107,8 @@ def search(
         return measure(changed(config, values))
 
     first = max(1, config.train.batch // topology.chips)
-    return list(explore(first, topology.chips, topology.chips_per_host, report))
+    parts = config.train.accumulation
+    return list(explore(first, topology.chips, topology.chips_per_host, report, parts))
 
 
 def _run() -> int:

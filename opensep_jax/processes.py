@@ -86,27 +86,35 @@ class Preemption:
     """Whether the run has been told to stop: by SIGTERM, or by notice of a TPU's maintenance.
 
     Of several processes any may be told, and all learn of it at the same step, through JAX's
-    preemption service.
+    preemption service. It compares numbers that it is asked with, so all of a program must ask with
+    the same ones: `checkpoint.state` keeps orbax from asking.
     """
 
     def __init__(self):
         """Listens from now on; SIGTERM no longer ends this process by itself."""
-        self._told, self._asked = False, 0
-        self._service = jax.distributed.is_initialized()  # it listens to the signal itself
-        if not self._service:
+        self._told, self._first = False, None
+        self._several = jax.process_count() > 1  # then JAX's service listens to the signal
+        if not self._several:
             self._before = signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, *_: object) -> None:
         self._told = True
 
-    def reached(self) -> bool:
-        """Whether to stop here; every process must ask equally often."""
-        if not self._service:
+    @property
+    def told_alone(self) -> bool:
+        """Whether the only process has been told; several must ask `reached`."""
+        return self._told
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step; every process must ask after each of its steps."""
+        if not self._several:
             return self._told
-        self._asked += 1
-        return multihost_utils.reached_preemption_sync_point(self._asked)
+        # Counted from the first question: one who is told before it counts as being at 0, and all
+        # stop at 1, which in a run that is resumed is no step.
+        self._first = step if self._first is None else self._first
+        return multihost_utils.reached_preemption_sync_point(step - self._first + 1)
 
     def close(self) -> None:
         """SIGTERM does again what it did before."""
-        if not self._service:
-            signal.signal(signal.SIGTERM, self._before)
+        if not self._several:  # None: a handler that is not Python's
+            signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)

@@ -7,18 +7,21 @@ from etils import epath
 
 from opensep_jax.checkpoint.state import read_config
 from opensep_jax.cli import DoorError
+from opensep_jax.models.paper import PAPER_SIZES
 from opensep_jax.tasks import UNREAD
 
 # What a run may be resumed with another value of: it changes when things happen and on what, not
-# what is learned. (More steps stretch the schedule.) The records are compared by their content.
+# what is learned, nor the mixtures whose scores say which checkpoint is best. (More steps stretch
+# the schedule.) The records are compared by their content.
 FREE_KEYS = (
     "data.damaged", "data.folder", "data.threads", "data.workers",
-    "eval.batch", "eval.every_steps", "eval.level_db", "eval.mixtures", "eval.panels",
-    "eval.seconds", "eval.seed", "eval.sources", "eval.wording",
+    "eval.batch", "eval.every_steps", "eval.panels",
     "mesh.data", "mesh.fsdp", "mesh.fsdp_min_size", "mesh.tensor", "model.remat",
     "train.accumulation", "train.keep_checkpoints", "train.log_every_steps",
     "train.save_every_steps", "train.steps",
 )  # fmt: skip
+# Of these, what changes what is learned where batches are normalised: each part by itself.
+NORMALISED_KEYS = ("train.accumulation",)
 POSITIVE_KEYS = (
     "window_s", "data.crop_s", "data.max_names", "data.text_tokens", "data.threads",
     "eval.batch", "eval.every_steps", "eval.mixtures", "eval.seconds",
@@ -60,11 +63,13 @@ def refuse_other_config(workdir: Path | epath.Path, description: dict) -> None:
         }
         for of in (stored, description)
     )
+    normalised = description["model"]["size"] in PAPER_SIZES
+    free = set(FREE_KEYS).difference(NORMALISED_KEYS if normalised else ())
     unread = tuple(f"{section}." for section in UNREAD[description["task"]])
     wrong = [
         f"{key}: {before.get(key, 'absent')!r} there, {now.get(key, 'absent')!r} now"
         for key in sorted(before.keys() | now.keys())
-        if key not in FREE_KEYS and not key.startswith(unread) and before.get(key) != now.get(key)
+        if key not in free and not key.startswith(unread) and before.get(key) != now.get(key)
     ]
     if wrong:
         raise DoorError(

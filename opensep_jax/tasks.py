@@ -1,14 +1,20 @@
 """The tasks that a config can name: what is learned, and what a checkpoint says of it."""
 
 import json
+from collections.abc import Mapping
 
 import ml_collections
 
 from opensep_jax import __version__
 from opensep_jax.cli import DoorError
 from opensep_jax.data.mix import Augment
+from opensep_jax.data.pipeline import MixtureRule
 from opensep_jax.separator import SeparatorNet, build_separator
-from opensep_jax.training.separator_task import SeparatorTask, build_separator_task
+from opensep_jax.training.separator_task import (
+    SeparatorTask,
+    build_separator_task,
+    whole_frames,
+)
 
 # Sections of the config that only other tasks read: not part of what a run learns.
 UNREAD = {
@@ -59,15 +65,16 @@ def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
 
 
 def _separator(config: ml_collections.ConfigDict) -> SeparatorTask:
-    return build_separator_task(_net(config), **_settings(config))
+    net = _net(config)
+    return build_separator_task(net, **_settings(config, net))
 
 
 def _unconditional(config: ml_collections.ConfigDict) -> SeparatorTask:
     # Here, like the captioner: most runs have no use for it.
     from opensep_jax.training.unconditional_task import build_unconditional_task
 
-    own = config.unconditional.to_dict()
-    return build_unconditional_task(_net(config), **own, **_settings(config))
+    net, own = _net(config), config.unconditional.to_dict()
+    return build_unconditional_task(net, **own, **_settings(config, net))
 
 
 def _net(config: ml_collections.ConfigDict) -> SeparatorNet:
@@ -76,12 +83,17 @@ def _net(config: ml_collections.ConfigDict) -> SeparatorNet:
     )
 
 
-def _settings(config: ml_collections.ConfigDict) -> dict:
+def _settings(config: ml_collections.ConfigDict, net: SeparatorNet) -> dict:
     """What tasks that separate are built of, besides the network."""
-    data = {k: v for k, v in config.data.to_dict().items() if k not in ("workers", "threads")}
-    return data | {
-        "seed": config.seed, "mix_settings": config.mix.to_dict(),
-        "loss_weights": config.loss.to_dict(), "validation": _validation(config, "every_steps"),
+    samples = whole_frames(net, config.data.crop_s)
+    augment = Augment(config.mix.level_db, config.mix.speed, config.mix.eq_db)
+    raw_samples = augment.raw_samples(samples)
+    return _folders(config) | {
+        "rule": _rule(config, raw_samples, config.mix.counts, config.data.wordings),
+        "augment": augment, "samples": samples,
+        "pairs": config.mix.pairs, "targets": config.mix.targets,
+        "loss_weights": config.loss.to_dict(), "text_tokens": config.data.text_tokens,
+        "validation": _validation(config, "every_steps"),
     }  # fmt: skip
 
 
@@ -90,15 +102,33 @@ def _captioner(config: ml_collections.ConfigDict) -> object:
     from opensep_jax.data.mel_augment import MelAugment
     from opensep_jax.training.captioner_task import build_captioner_task
 
-    own, data = config.captioner.to_dict(), config.data.to_dict()
+    own = config.captioner.to_dict()
+    samples = round(config.data.crop_s * config.sample_rate_hz)
+    augment = Augment(config.mix.level_db, config.mix.speed, eq_db=0.0)
     return build_captioner_task(
-        size=own["size"], **own["mel"], sample_rate_hz=config.sample_rate_hz,
-        **{k: data[k] for k in ("folder", "train_split", "val_split", "crop_s", "balance_labels",
-                                "max_names")},
-        counts=own["counts"], seed=config.seed, window_s=config.window_s,
-        augment=Augment(config.mix.level_db, config.mix.speed, eq_db=0.0),
+        **_folders(config), size=own["size"], **own["mel"], sample_rate_hz=config.sample_rate_hz,
+        rule=_rule(config, augment.raw_samples(samples), own["counts"], {"label": 1.0}),
+        augment=augment, samples=samples, crop_s=config.data.crop_s, window_s=config.window_s,
         mel_augment=MelAugment(**own["augment"], eq_db=config.mix.eq_db),
         tag_weight=own["tag_weight"], validation=_validation(config, "every_steps", "wording"),
+    )  # fmt: skip
+
+
+def _folders(config: ml_collections.ConfigDict) -> dict:
+    """Where the records of every task are."""
+    return {key: config.data[key] for key in ("folder", "train_split", "val_split")}
+
+
+def _rule(
+    config: ml_collections.ConfigDict, samples: int, counts: Mapping, wordings: Mapping
+) -> MixtureRule:
+    """How every task draws its examples."""
+    data = config.data
+    return MixtureRule(
+        samples=samples, counts={int(n): p for n, p in counts.items() if p},
+        wordings=dict(wordings.items()), balance_labels=data.balance_labels,
+        max_names=data.max_names, seed=config.seed, weights=tuple(data.weights),
+        scenes=data.scenes, families_apart=data.families_apart, damaged=data.damaged,
     )  # fmt: skip
 
 

@@ -117,13 +117,26 @@ def main(
     Returns:
         Exit code: `EXIT_PREEMPTED` if it was told to stop before its last step.
     """
+    # First and last: SIGTERM breaks off neither the start nor what is being written at the end.
+    with contextlib.closing(Preemption()) as preemption:
+        stopped = go_on(config, workdir, devices, profile_steps, preemption)
+    return EXIT_PREEMPTED if stopped else EXIT_DONE
+
+
+def go_on(
+    config: ml_collections.ConfigDict,
+    workdir: Path | epath.Path,
+    devices: Sequence[jax.Device] | None,
+    profile_steps: tuple[int, int] | None,
+    preemption: Preemption,
+) -> bool:
+    """Starts a run or goes on with it; whether it was told to stop before its last step."""
     first_process = jax.process_index() == 0
     check_shared(workdir)
     run = start(config, devices)
     description = describe(config, run.task)
     saved = Checkpoints(workdir, description, config.train.keep_checkpoints, run.task.best)
-    # Closed last: a second SIGTERM does not break off what is being written.
-    with contextlib.closing(Preemption()) as preemption, contextlib.closing(saved):
+    with contextlib.closing(saved):
         if saved.steps:  # else there is nothing to lose, as after a first start that failed
             refuse_other_config(workdir, description)
         state = first_state(run, saved)
@@ -133,8 +146,10 @@ def main(
             board.text(int(state.step), "config", f"```json\n{config.to_json(indent=1)}\n```")
             board.hparams(int(state.step), flat(config.to_dict()))
             profile = Profile(board.folder, profile_steps if first_process else None)
-            stopped = loop(run, state, board, saved, profile, preemption)
-    return EXIT_PREEMPTED if stopped else EXIT_DONE
+            if preemption.told_alone and int(state.step) < config.train.steps:
+                logger.warning("told to stop before the first step; run again to go on")
+                return True
+            return loop(run, state, board, saved, profile, preemption)
 
 
 def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
@@ -254,14 +269,16 @@ def loop(
         for done in range(first_step + 1, train.steps + 1):
             batch = next(stream)
             if step_compiled is None:
-                step_compiled = step_fn.lower(state, batch, run.constants, run.key).compile()
+                with progress.paused():
+                    lowered = step_fn.lower(state, batch, run.constants, run.key)
+                    step_compiled = lowered.compile()
                 progress.step_flops = step_flops(step_compiled, train.accumulation)
             profile.before(done)
             with jax.transfer_guard("disallow"):
                 state, metrics = step_compiled(state, batch, run.constants, run.key)
             profile.after(done, metrics["loss"])
             progress.step(done, metrics)
-            stops = preemption.reached() and done < train.steps
+            stops = preemption.reached(done) and done < train.steps
             evaluates = done == train.steps or (done % evaluation.every_steps == 0 and not stops)
             saves = stops or evaluates or done % train.save_every_steps == 0
             if saves:  # the numbers of all its steps are on disk before a checkpoint is
@@ -270,11 +287,12 @@ def loop(
                 raise DoorError(halted(run, state, saved))
             scores = {}
             if evaluates:
-                with progress.paused():
-                    scores, exhibit = run.task.validate(whole(state.ema), run.mesh)
-                    board.scalars(done, scores)
-                    board.exhibit(done, "val", exhibit)
-                logger.info("step %d: %s", done, summary(scores))
+                try:
+                    with progress.paused():
+                        scores = validate(run, whole(state.ema), done, board)
+                except Exception:  # of memory, of records: the steps up to here are not lost
+                    saved.save(done, state.replace(ema={}), state.ema, {})
+                    raise
             if saves:
                 saved.save(done, state.replace(ema={}), state.ema, scores)
                 board.publish()
@@ -282,6 +300,15 @@ def loop(
                 logger.warning("told to stop: saving step %d; run again to go on", done)
                 return True
     return False
+
+
+def validate(run: Run, params: dict, done: int, board: Board) -> dict[str, float]:
+    """Scores of a step's parameters on the fixed mixtures, which the board shows as well."""
+    scores, exhibit = run.task.validate(params, run.mesh)
+    board.scalars(done, scores)
+    board.exhibit(done, "val", exhibit)
+    logger.info("step %d: %s", done, summary(scores))
+    return scores
 
 
 def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:

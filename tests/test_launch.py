@@ -131,9 +131,10 @@ def test_local_processes(actors: Path):
     ]
 
 
-def test_an_error_of_one_process_is_that_of_all(actors: Path):
-    ended, called = _run(actors, "75\n134\n", "local_cpu.sh", "2", "1", "--config=c.py")
-    assert ended == 134 and len(called) == 2
+@pytest.mark.parametrize("code", [2, 134])
+def test_an_error_of_one_process_is_that_of_all(actors: Path, code: int):
+    ended, called = _run(actors, f"75\n{code}\n", "local_cpu.sh", "2", "1", "--config=c.py")
+    assert ended == code and len(called) == 2
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,24 @@ def test_a_tpu_slice_is_asked_for_used_and_replaced(actors: Path):
     assert verbs.count(["tpu-vm", "scp"]) == 2
     (command,) = {line for line in called if "opensep_jax.train" in line}
     assert r"--workdir=/mnt/a\ b --config=c.py" in command
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_changes_that_a_tpu_does_not_get_are_mentioned(actors: Path, clean: bool):
+    (actors / "git").write_text(f'#!/bin/sh\n[ "$1" != diff ] || exit {int(not clean)}\n')
+    (actors / "git").chmod(0o755)
+    (actors / "answers").write_text("0 ACTIVE\n0\n0\n0\n")
+    place = dict.fromkeys(("NAME", "ZONE", "TYPE", "VERSION", "WORKDIR"), "x")
+    running = _start(actors, "tpu_pod.sh", "--config=c.py", **place)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 0 and ("not committed" in said) == (not clean)
+
+
+def test_batches_of_the_examples_fit_their_gpus():
+    readme = (ROOT / "launch" / "README.md").read_text()
+    lines = [line for line in readme.splitlines() if "launch/gpu" in line or "sbatch" in line]
+    batches = [int(line.partition("--config.train.batch=")[2].rstrip("` |")) for line in lines]
+    assert batches == [8 * 8, 4 * 8 * 8]
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 """Benchmarks of the open questions: tables with paired differences, and what they compare."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 from PIL import Image
 
 from benchmarks import ablation, comparison, open_questions
@@ -70,6 +73,29 @@ def test_variants_are_averaged_over_seeds_and_asked_their_own_query(
         3,
     )
     assert set(open_questions.TRAINED) <= set(ablation.VARIANTS)
+
+
+def _parsed(given: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> ConfigDict:
+    """The config that `train` would have."""
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", None, flag_values=values)
+    monkeypatch.setattr(sys, "argv", ["train", *given])
+    assert values(sys.argv) == ["train"]
+    return config.value
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections
+def test_a_variant_is_a_config_and_flags(monkeypatch: pytest.MonkeyPatch):
+    configs = {
+        name: _parsed(ablation.flags_of(name), monkeypatch)
+        for name in ("base", "crop_4s", "pit", "mixit")
+    }
+    tasks = {name: (c.task, c.unconditional.assignment) for name, c in configs.items()}
+    assert tasks["base"][0] == tasks["crop_4s"][0] == "separator"
+    assert tasks["pit"] == ("unconditional", "pit") and tasks["mixit"] == ("unconditional", "mixit")
+    assert [c.data.crop_s for c in configs.values()] == [2.048, 4.096, 2.048, 2.048]
+    drawn = {n: {k for k, p in c.mix.counts.items() if p} for n, c in configs.items()}
+    assert drawn["base"] == drawn["pit"] == {"2", "3", "4"} and drawn["mixit"] == {"4"}
 
 
 def test_prompts_that_tell_more_are_scored(

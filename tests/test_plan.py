@@ -10,6 +10,7 @@ import pytest
 
 from configs import debug
 from opensep_jax import plan
+from opensep_jax.forecast import records
 from opensep_jax.planning.topology import describe_topology
 from opensep_jax.text.cache import Cache
 
@@ -52,6 +53,22 @@ def test_a_roofline_of_a_gpu_node(report: dict):
     assert report["mfu_bound"] == pytest.approx(report["flops_per_step"] / 4 / seconds / 989e12)
     cost = 4 * 2.5 / 3600 / report["clips_per_second_with_links"] * 1e6
     assert report["cost_per_million_clips"] == pytest.approx(cost)
+
+
+def test_other_tasks_and_scenes_are_planned_on_a_stand_in(tmp_path: Path):
+    config, topology = debug.get_config(), describe_topology("gpu:h100:1")
+    config.data.update({"text_tokens": 8, "scenes": True})
+    config.task = "unconditional"
+    report = plan.main(config, topology, cache=Cache(tmp_path))
+    assert report["fits"] and report["network"] == "debug"
+
+
+@pytest.mark.parametrize("folder", ["gs://bucket/records", "one, two"])
+def test_folders_are_read_as_they_are_given(folder: str):
+    config = debug.get_config()
+    config.data.folder = folder
+    with records(config, 768) as found:
+        assert found == folder
 
 
 @pytest.mark.parametrize(

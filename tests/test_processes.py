@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from opensep_jax.processes import Preemption, ProcessError, check_shared, in_cluster, join
-from tests.several_processes import codes, started
+from tests.several_processes import codes, free_port, started
 
 # Two devices each; every process writes what it has found to a file of its own.
 TWO = """
@@ -37,11 +37,31 @@ while True:
     sums.add(float(total(sharding.shard_batch({"x": rows}, mesh)["x"])))
     if step == 3 and me == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    if preemption.reached():
+    if preemption.reached(100 + step):
         break
 found = {"devices": jax.device_count(), "refusal": refusal, "sums": sorted(sums), "step": step}
 (folder / f"{me}.json").write_text(json.dumps(found))
 """
+
+
+# One process that has joined a cluster of itself: JAX listens to SIGTERM as well.
+ONE = """
+import os, signal, sys
+from opensep_jax import processes
+
+processes.join(sys.argv[1], 1, 0)
+preemption = processes.Preemption()
+assert not preemption.reached(1)
+os.kill(os.getpid(), signal.SIGTERM)
+assert preemption.reached(2)
+preemption.close()
+"""
+
+
+def test_one_process_of_a_cluster_hears_the_signal_itself(tmp_path: Path):
+    command = ["-c", ONE, f"127.0.0.1:{free_port()}"]
+    with started(command, 1, 1, tmp_path) as children:
+        assert codes(children) == [0], (tmp_path / "0.log").read_text()
 
 
 def test_two_processes(tmp_path: Path):
@@ -91,8 +111,8 @@ def test_one_process_makes_its_folder(tmp_path: Path):
 def test_sigterm_is_a_note():
     before = signal.getsignal(signal.SIGTERM)
     preemption = Preemption()
-    assert not preemption.reached()
+    assert not preemption.reached(1) and not preemption.told_alone
     os.kill(os.getpid(), signal.SIGTERM)
-    assert preemption.reached() and preemption.reached()
+    assert preemption.reached(2) and preemption.reached(3) and preemption.told_alone
     preemption.close()
     assert signal.getsignal(signal.SIGTERM) is before

@@ -22,6 +22,7 @@ from opensep_jax.checkpoint.state import Checkpoints, load_params
 from opensep_jax.cli import EXIT_DONE, EXIT_PREEMPTED, DoorError
 from opensep_jax.data.shards import shard_name
 from opensep_jax.data.text_table import write_text_shard
+from opensep_jax.training.separator_task import SeparatorTask
 from tests import tiny_run
 from tests.tiny_dataset import prepare_folder
 from tests.tiny_run import STEPS
@@ -166,6 +167,48 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
     )
     (profile,) = tmp_path.glob("plugins/profile/*/*.xplane.pb")
     assert b"train_step" in profile.read_bytes()
+
+
+def test_a_validation_that_fails_costs_no_steps(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object) -> None:
+        raise MemoryError("of the devices")
+
+    jit_step = train.jit_step
+
+    def slowly(run: train.Run) -> jax.stages.Wrapped:
+        step = jit_step(run)
+
+        class Step:
+            def lower(self, *args: object) -> jax.stages.Lowered:
+                time.sleep(8)
+                return step.lower(*args)
+
+        return Step()
+
+    monkeypatch.setattr(SeparatorTask, "validate", fails)
+    monkeypatch.setattr(train, "jit_step", slowly)
+    with pytest.raises(MemoryError, match="of the devices"):
+        _run(tiny_dataset, tmp_path, eval__every_steps=2)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    (_, speed), (_, other) = tiny_run.read_metrics(tmp_path, "speed/steps_per_s")
+    assert min(speed, other) > 1 / 8  # compiling is not counted
+
+
+def test_a_run_that_is_told_to_stop_while_it_starts_has_done_nothing(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    start = train.start
+
+    def told(*args: object) -> train.Run:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*args)
+
+    monkeypatch.setattr(train, "start", told)
+    assert _run(tiny_dataset, tmp_path) == EXIT_PREEMPTED
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_resuming_on_another_mesh(

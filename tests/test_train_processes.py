@@ -161,8 +161,19 @@ def test_resuming_on_two_processes_and_losing_one(
     assert (
         newest in (SAVED, 2 * SAVED) and len(lost) > newest
     )  # killed while it was written, or not
-    ended, _ = _processes(tiny_dataset, saved, 2, 1, 2 * SAVED + 9, signal.SIGTERM)
+    told = 2 * SAVED + 9
+    ended, _ = _processes(tiny_dataset, saved, 2, 1, told, signal.SIGTERM)
     assert ended == [EXIT_PREEMPTED] * 2
+    assert told <= _checkpoints(saved)[-1] <= told + 3
     assert tiny_run.read_metrics(saved)[: len(lost)] == lost  # the lost steps again, to the digit
     assert len(_losses(saved)) > len(lost)
     assert _difference(saved, one_device) < 1e-5
+
+
+@pytest.mark.parametrize("after", [1, SAVED + 1])
+def test_being_told_at_the_start_and_near_a_save(saved: Path, tiny_dataset: Path, after: int):
+    """A resumed run stops soon: before its first step is done, and while a step is being saved."""
+    told = SAVED + after
+    ended, _ = _processes(tiny_dataset, saved, 2, 1, told, signal.SIGTERM)
+    assert ended == [EXIT_PREEMPTED] * 2
+    assert told <= _checkpoints(saved)[-1] <= told + 3

@@ -31,6 +31,17 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used or written; the message names it and says why."""
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which saves when it is told to and asks nobody else whether a run is to stop.
+
+    Its questions, one of them from a thread that ends an earlier save, would reset the count of
+    steps that JAX's preemption service keeps for `processes.Preemption`, and notice be missed.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
     """Asynchronous saving and restoring of a run.
 
@@ -46,6 +57,9 @@ class Checkpoints:
             config: stored with every checkpoint, JSON types only.
             keep: how many of the newest to keep; the best by `metric` is kept besides.
             metric: name in the scores given to `save`, larger is better.
+
+        Raises:
+            CheckpointError: if there are checkpoints, but the JSON of none can be read.
         """
         self._config, self._folder = config, _folder(workdir)
         self._unwritten: int | None = None
@@ -71,9 +85,7 @@ class Checkpoints:
         json_handler = ocp.JsonCheckpointHandler(filename=_CONFIG_FILE)
         registry.add("config", ocp.args.JsonSave, json_handler)
         registry.add("config", ocp.args.JsonRestore, json_handler)
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=options, handler_registry=registry
-        )
+        self._manager = _Manager(self._folder, options=options, handler_registry=registry)
 
     @property
     def steps(self) -> list[int]:
@@ -254,16 +266,24 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _set_aside_broken_json(folder: Path) -> None:
-    """Sets aside checkpoints whose JSON is not whole: orbax would refuse the entire folder."""
-    broken = []
-    for step_folder in (folder / str(step) for step in _steps(folder)):
+    """Sets aside checkpoints whose JSON is not whole: orbax would refuse the entire folder.
+
+    Raises:
+        CheckpointError: none is whole; all are left where they are, and no run begins anew there.
+    """
+    broken, why = [], []
+    step_folders = [folder / str(step) for step in _steps(folder)]
+    for step_folder in step_folders:
         try:
             json.loads(_config_file(step_folder).read_text())
             scores = step_folder / "metrics" / "metrics"
             json.loads(scores.read_text() if scores.exists() else "{}")
         except (ValueError, OSError) as error:
-            logger.warning("%s cannot be read: %s", step_folder, _first_line(error))
             broken.append(step_folder)
+            why.append(f"{step_folder} cannot be read: {_first_line(error)}")
+            logger.warning("%s", why[-1])
+    if broken and broken == step_folders:
+        raise CheckpointError("; ".join(why))
     _set_aside(broken)
 
 

@@ -6,6 +6,7 @@ before. So there is no iterator state to save, and a run resumes on any other to
 
 import dataclasses
 import logging
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
@@ -292,6 +293,9 @@ def batches(
         processes: n; must divide `global_batch`.
         workers: processes that read ahead (0: threads of this one only).
         threads: reader threads.
+
+    Raises:
+        RecordError: while it is iterated over, if a reader process is lost.
     """
     if global_batch % processes:
         raise ValueError(f"train.batch={global_batch} is not divisible by {processes} processes")
@@ -301,6 +305,20 @@ def batches(
     dataset = dataset.batch(global_batch // processes, drop_remainder=True)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     stream = dataset.to_iter_dataset(options)
-    if workers:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(stream)
+    if not workers:
+        return iter(stream)
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return _of_workers(iter(stream.mp_prefetch(options, worker_init_fn=_ignore_sigterm)))
+
+
+def _ignore_sigterm(worker: int, workers: int) -> None:
+    """Schedulers send it to all processes of a run, which ends its workers itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _of_workers(stream: Iterator[dict]) -> Iterator[dict]:
+    """The same, where a worker that is lost is an error of the data."""
+    try:
+        yield from stream
+    except RuntimeError as error:
+        raise RecordError(f"a reader process (data.workers) has failed: {error}") from error

@@ -35,7 +35,7 @@ def write_stand_in(
         folder: an empty one.
         splits: to write, all alike.
         wordings: kinds of prompt that every clip has.
-        names: named sources, each in a family of its own.
+        names: named sources, each in a family of its own, all in one scene.
         sample_rate_hz: of the clips.
         text_tokens: length of the prompt.
         text_width: channels of its token states.
@@ -58,6 +58,7 @@ def write_stand_in(
         "sample_rate_hz": sample_rate_hz,
         "audio": codec,
         "families": {},
+        "scenes": {"all": [str(name) for name in range(names)]},
         "splits": {split: {"shards": 1, "clips": names} for split in splits},
         "text": {"shards": 1, "width": text_width},
         "text_encoder": {**_ENCODER, "width": text_width},

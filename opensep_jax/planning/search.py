@@ -24,6 +24,7 @@ def explore(
     chips: int,
     chips_per_host: int,
     measure: Callable[[Candidate], dict],
+    parts: int = 1,
 ) -> Iterator[tuple[Candidate, dict]]:
     """Measures arrangements: for each mesh and remat, batches by factors of two around the first.
 
@@ -35,6 +36,7 @@ def explore(
         chips: of the slice; parameters are whole on each, or shared by a host's chips, or by all.
         chips_per_host: that one host feeds.
         measure: report of a candidate, with `fits` and, if so, `largest_batch_per_chip_estimate`.
+        parts: that a chip's examples are divided into (accumulation), each whole examples.
     """
     for fsdp in sorted({1, chips_per_host, chips}):
         for remat in (False, True):
@@ -42,18 +44,16 @@ def explore(
             report = measure(candidate)
             yield candidate, report
             up = report["fits"]
-            while _next_is_due(candidate, report, up):
-                batch = candidate.batch_per_chip
-                candidate = dataclasses.replace(
-                    candidate, batch_per_chip=2 * batch if up else batch // 2
-                )
+            while batch := _next_batch(candidate.batch_per_chip, report, up, parts):
+                candidate = dataclasses.replace(candidate, batch_per_chip=batch)
                 report = measure(candidate)
                 yield candidate, report
 
 
-def _next_is_due(candidate: Candidate, report: dict, up: bool) -> bool:
+def _next_batch(batch: int, report: dict, up: bool, parts: int) -> int:
+    """Examples of a chip to try next; 0 where the search ends."""
     if up != report["fits"]:
-        return False
+        return 0
     if up:
-        return 2 * candidate.batch_per_chip <= report["largest_batch_per_chip_estimate"]
-    return candidate.batch_per_chip > 1
+        return 2 * batch if 2 * batch <= report["largest_batch_per_chip_estimate"] else 0
+    return batch // 2 // parts * parts

@@ -16,7 +16,7 @@ def summary(report: Mapping) -> str:
         ("how", report["method"]),
         *_memory_rows(report),
     ]
-    if report.get("step_seconds_bound"):
+    if report["fits"]:
         rows += _speed_rows(report)
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)

@@ -34,8 +34,19 @@ def _products(jaxpr: Jaxpr) -> Iterator[Product]:
             count = _dot if name == "dot_general" else _convolution
             moved = sum(array.size * array.dtype.itemsize for array in arrays)
             yield Product(count(equation.params, *(array.shape for array in arrays)), moved)
-        for inner in jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(_of_default_platform(equation.params)):
             yield from times * list(_products(inner))
+
+
+def _of_default_platform(params: dict) -> dict:
+    """Parameters of an equation; of branches by platform only that of those not named.
+
+    Others are for CPUs: what is planned for is none.
+    """
+    platforms = params.get("branches_platforms") or ()
+    if None not in platforms:
+        return params
+    return {"branches": (params["branches"][platforms.index(None)],)}
 
 
 def _dot(params: dict, left: tuple, right: tuple, result: tuple) -> float:

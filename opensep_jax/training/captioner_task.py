@@ -234,13 +234,11 @@ def build_captioner_task(
     folder: str,
     train_split: str,
     val_split: str,
+    rule: MixtureRule,
+    augment: mix.Augment,
+    samples: int,
     crop_s: float,
     window_s: float,
-    counts: Mapping[str, float],
-    balance_labels: bool,
-    max_names: int,
-    seed: int,
-    augment: mix.Augment,
     mel_augment: MelAugment,
     tag_weight: float,
     validation: Mapping[str, object],
@@ -251,21 +249,12 @@ def build_captioner_task(
             f"data.crop_s={crop_s}, eval.seconds={validation['seconds']} and window_s={window_s} "
             "must be equal: a captioner hears windows of one length"
         )
-    samples = round(crop_s * sample_rate_hz)
-    rule = MixtureRule(
-        samples=augment.raw_samples(samples),
-        counts={int(n): p for n, p in counts.items() if p},
-        wordings={"label": 1.0},
-        balance_labels=balance_labels,
-        max_names=max_names,
-        seed=seed,
-    )
     train = open_prepared(folder, train_split)
     val = open_prepared(folder, val_split, train.text)
     listener = build_listener(
         size=size, sample_rate_hz=sample_rate_hz, n_fft_samples=n_fft_samples,
         hop_samples=hop_samples, low_hz=low_hz, high_hz=high_hz, clauses=clauses_of(train),
-        max_sources=rule.slots * max_names,
+        max_sources=rule.slots * rule.max_names,
     )  # fmt: skip
     return CaptionerTask(
         listener=listener, train=train, val=val, rule=rule, augment=augment,

@@ -37,7 +37,7 @@ def magnitude_l1(target_BPFN: jax.Array, mask_BPFN: jax.Array, mix_B1FN: jax.Arr
     """Magnitude L1 weighted by the mixture's log magnitude, mean over bins and frames, [B, P].
 
     Source: microsoft/BiModalAudioSeparation (weight clip(log1p(mag), 1e-3, 10)); it depends on
-    the scale of the mixture, which `data.mix` brings to an RMS of one.
+    the scale of the mixture, which `make_targets` brings to the network's `training_rms`.
     """
     mag_B1FN = jnp.abs(mix_B1FN)
     weight_B1FN = jnp.clip(jnp.log1p(mag_B1FN), 1e-3, 10.0)

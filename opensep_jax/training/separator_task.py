@@ -128,9 +128,8 @@ class SeparatorTask:
             constants["tokens"], constants["start"], targets["text_id"], self.text_tokens
         )
         mix_BFN = targets["mix"]
-        power_BFN = jnp.abs(mix_BFN * self.net.training_rms) ** 2
         mask_BPFN, statistics = training_masks(
-            self.net, params, power_BFN, text_BPLC, text_mask_BPL
+            self.net, params, jnp.abs(mix_BFN) ** 2, text_BPLC, text_mask_BPL
         )
         weight_BP = targets["possible"].astype(jnp.float32)
         share_BP = weight_BP / weight_BP.sum(-1, keepdims=True)
@@ -207,7 +206,7 @@ class SeparatorTask:
 
 
 def make_targets(task: SeparatorTask, batch: dict, key: jax.Array) -> dict[str, jax.Array]:
-    """Mixtures and targets of a batch, as spectra.
+    """Mixtures and targets of a batch, as spectra; mixtures have about the network's RMS.
 
     Args:
         task: its rules.
@@ -223,7 +222,7 @@ def make_targets(task: SeparatorTask, batch: dict, key: jax.Array) -> dict[str, 
     sources_BST = mix.draw_sources(
         batch["clips"], batch["count"], keys_B, task.augment, task.samples
     )
-    spectra_BSFN = stft(sources_BST, task.net.stft)
+    spectra_BSFN = task.net.training_rms * stft(sources_BST, task.net.stft)
     if task.augment.eq_db:
         eq = mix.random_eq(keys_B, slots, task.net.stft.bins, task.augment.eq_db)
         spectra_BSFN = spectra_BSFN * eq
@@ -240,44 +239,28 @@ def make_targets(task: SeparatorTask, batch: dict, key: jax.Array) -> dict[str, 
     }
 
 
+def whole_frames(net: SeparatorNet, crop_s: float) -> int:
+    """Samples of a training mixture of about `crop_s` seconds: a whole number of frames."""
+    hop = net.stft.hop_samples
+    return round(crop_s * net.sample_rate_hz / hop) * hop - hop
+
+
 def build_separator_task(
     net: SeparatorNet,
     *,
     folder: str,
     train_split: str,
     val_split: str,
-    crop_s: float,
-    wordings: Mapping[str, float],
-    weights: Sequence[float],
-    balance_labels: bool,
-    scenes: bool,
-    families_apart: bool,
-    damaged: str,
-    max_names: int,
-    text_tokens: int,
-    seed: int,
-    mix_settings: Mapping[str, object],
+    rule: MixtureRule,
+    augment: mix.Augment,
+    samples: int,
+    pairs: str,
+    targets: int,
     loss_weights: Mapping[str, float],
+    text_tokens: int,
     validation: Mapping[str, object],
 ) -> SeparatorTask:
     """Reads the records and puts a task together; the arguments are keys of the config."""
-    hop = net.stft.hop_samples
-    samples = round(crop_s * net.sample_rate_hz / hop) * hop - hop  # whole number of frames
-    augment = mix.Augment(
-        level_db=mix_settings["level_db"], speed=mix_settings["speed"], eq_db=mix_settings["eq_db"]
-    )
-    rule = MixtureRule(
-        samples=augment.raw_samples(samples),
-        counts={int(n): p for n, p in mix_settings["counts"].items() if p},
-        wordings=dict(wordings),
-        balance_labels=balance_labels,
-        max_names=max_names,
-        seed=seed,
-        weights=tuple(weights),
-        scenes=scenes,
-        families_apart=families_apart,
-        damaged=damaged,
-    )
     train = open_prepared(folder, train_split)
     val = open_prepared(folder, val_split, train.text)
     cut = int(np.sum(np.diff(train.text.start_V) > text_tokens))
@@ -289,6 +272,6 @@ def build_separator_task(
             text_ids(val, mixture, validation["wording"])
     return SeparatorTask(
         net=net, train=train, val=val, rule=rule, augment=augment, samples=samples,
-        pairs=mix_settings["pairs"], targets=mix_settings["targets"], loss_weights=loss_weights,
+        pairs=pairs, targets=targets, loss_weights=loss_weights,
         text_tokens=min(text_tokens, 8 * -(-train.text.longest // 8)), validation=validation,
     )  # fmt: skip

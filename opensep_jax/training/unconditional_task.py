@@ -5,12 +5,12 @@ and the loss finds out which output a target belongs to.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from opensep_jax.models.paper import PaperUNet
 from opensep_jax.separator import SeparatorNet
 from opensep_jax.training.blind import blind_masks, permuted, remixed
 from opensep_jax.training.losses import LOSSES
@@ -23,6 +23,7 @@ from opensep_jax.training.step import Metrics
 from opensep_jax.training.validation import jitted_scores
 
 ASSIGNMENTS = ("pit", "mixit")
+_MIXIT_CLIPS = 4  # of a mixture at least: with fewer, one of the two mixtures is a clip alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,8 @@ def build_unconditional_task(
     *,
     outputs: int,
     assignment: str,
-    mix_settings: Mapping[str, object],
+    pairs: str,
+    targets: int,
     **settings: object,
 ) -> UnconditionalTask:
     """Reads the records and puts a task together.
@@ -101,23 +103,34 @@ def build_unconditional_task(
         net: network and spectrogram.
         outputs: see `UnconditionalTask`.
         assignment: likewise.
-        mix_settings: section `mix` of the config; its `pairs` and `targets` are those of text.
+        pairs: which targets text asks for; here all single clips are targets.
+        targets: likewise.
         settings: the other arguments of `build_separator_task`.
 
     Raises:
-        ValueError: there are fewer outputs than clips, or no such assignment.
+        ValueError: there are fewer outputs than clips, too few clips for two mixtures of them, or
+            no such assignment; or the network has batch normalisation.
     """
     if assignment not in ASSIGNMENTS:
         raise ValueError(
             f"unconditional.assignment={assignment!r} is not known; known: {', '.join(ASSIGNMENTS)}"
         )
-    singles = {**mix_settings, "pairs": "none", "targets": 0}
-    task = build_separator_task(net, mix_settings=singles, **settings)
+    if isinstance(net.model, PaperUNet):
+        raise ValueError(
+            "model.size: the predecessor's network (paper) is trained by task=separator only: "
+            "task=unconditional does not measure what its batch normalisation needs"
+        )
+    task = build_separator_task(net, pairs="none", targets=0, **settings)
     most = max(task.rule.slots, *task.validation["sources"])
     if outputs < most:
         raise ValueError(
             f"unconditional.outputs={outputs}, but mixtures of mix.counts or eval.sources have up "
             f"to {most} clips"
+        )
+    if assignment == "mixit" and min(task.rule.counts) < _MIXIT_CLIPS:
+        raise ValueError(
+            f"unconditional.assignment=mixit, but mix.counts draws mixtures of "
+            f"{min(task.rule.counts)} clips: below {_MIXIT_CLIPS} a target is a clip alone"
         )
     fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     return UnconditionalTask(**fields, outputs=outputs, assignment=assignment)

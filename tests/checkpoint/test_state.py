@@ -205,6 +205,16 @@ def test_load_params_goes_back_to_a_whole_checkpoint(
         load_params(tmp_path / "checkpoints" / "2")
 
 
+def test_nothing_is_moved_when_no_config_can_be_read(tmp_path: Path):
+    _save(tmp_path, {1: None, 2: None})
+    files = [tmp_path / "checkpoints" / step / "config" / "config.json" for step in "12"]
+    for file in files:
+        _cut(file)
+    with pytest.raises(CheckpointError, match=r"1 cannot be read: .*; .*2 cannot be read: "):
+        _open(tmp_path)
+    assert all(file.exists() for file in files)
+
+
 def test_nothing_is_moved_when_no_checkpoint_can_be_read(tmp_path: Path):
     _save(tmp_path, {1: None, 2: None})
     saved = _open(tmp_path)

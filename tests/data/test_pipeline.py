@@ -1,5 +1,9 @@
 """The order of examples is a function of (seed, step, row); crops and wordings are fair."""
 
+import gc
+import multiprocessing
+import os
+import signal
 from collections import Counter
 
 import numpy as np
@@ -106,6 +110,40 @@ def test_worker_processes_change_nothing(dataset):
     examples = _examples(dataset)
     _assert_equal(_batches(examples, workers=2), _batches(examples))
     _assert_equal(_batches(examples, 1, 2, 1, workers=2), _batches(examples, 1, 2, 1))
+
+
+@pytest.mark.slow
+def test_worker_processes_do_not_heed_sigterm_and_end_all_the_same(dataset):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["pytest"])
+    examples = _examples(dataset)
+    stream = pipeline.batches(
+        examples, global_batch=BATCH, first_step=0, process=0, processes=1, workers=2, threads=1
+    )
+    read, children = [next(stream)], multiprocessing.active_children()
+    assert len(children) == 2
+    for child in children:
+        os.kill(child.pid, signal.SIGTERM)
+    _assert_equal(read + list(stream), _batches(examples))
+    del stream
+    gc.collect()
+    for child in children:
+        child.join(30)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_a_worker_process_that_is_lost_is_an_error_of_the_data(dataset):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["pytest"])
+    stream = pipeline.batches(
+        _examples(dataset, steps=400), global_batch=BATCH, first_step=0, process=0, processes=1,
+        workers=1, threads=1,
+    )  # fmt: skip
+    next(stream)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(RecordError, match=r"reader process \(data.workers\) has failed: .*-9"):
+        list(stream)
 
 
 def test_the_length_of_a_run_does_not_change_its_beginning(dataset):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from opensep_jax.models.conv import conv3x3
 from opensep_jax.planning.work import products
 
 
@@ -39,3 +40,14 @@ def test_loops_and_checkpoints_are_looked_into():
 
     found = products(jax.make_jaxpr(chain)(jax.ShapeDtypeStruct((4, 4), jnp.float32)))
     assert [one.flops for one in found] == 6 * [2 * 4**3]
+
+
+def test_of_what_depends_on_the_platform_the_default_counts():
+    def loss(x, kernel):
+        return conv3x3(x, kernel).sum()
+
+    x = jax.ShapeDtypeStruct((2, 16, 16, 64), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, 64, 64), jnp.float32)
+    forward = sum(one.flops for one in products(jax.make_jaxpr(loss)(x, kernel)))
+    both = sum(one.flops for one in products(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel)))
+    assert both == 3 * forward > 0

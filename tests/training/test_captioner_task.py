@@ -113,6 +113,14 @@ def test_validation_names_sources(tiny_dataset: Path):
     assert exhibit.sounds["2_sources/0/mixture"].shape == (4000,)
 
 
+def test_mixtures_are_drawn_by_the_rules_of_the_config(tiny_dataset: Path):
+    rules = {"data__damaged": "skip", "data__families_apart": True, "data__weights": (1.0,)}
+    rule = tiny_captioner.start(tiny_dataset, **rules).task.rule
+    assert (rule.damaged, rule.families_apart, rule.weights) == ("skip", True, (1.0,))
+    with pytest.raises(ValueError, match="data.weights=.* for 1 data sets"):
+        next(tiny_captioner.start(tiny_dataset, data__weights=(1.0, 2.0)).batches(0))
+
+
 def test_windows_have_one_length(tiny_dataset: Path):
     with pytest.raises(
         ValueError, match="crop_s=0.25, eval.seconds=0.5 and window_s=0.25 must be eq"

@@ -10,8 +10,12 @@ import pytest
 
 from opensep_jax import sharding, train
 from opensep_jax.data.records import RecordError
+from opensep_jax.signal.stft import istft
 from opensep_jax.training import separator_task
+from opensep_jax.training.losses import magnitude_l1
+from opensep_jax.training.separator_task import make_targets
 from opensep_jax.training.step import init_state, step_key
+from opensep_jax.training.validation import mean_and_error
 from tests import tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -130,6 +134,42 @@ def test_validation_is_the_same_on_eight_devices(tiny_dataset: Path):
         np.testing.assert_allclose(other.sounds[name], wave_T, atol=1e-5)
 
 
+def test_a_source_without_sound_has_no_part_in_the_mean():
+    mean, error = mean_and_error(np.array([[1.0, np.nan], [np.nan, np.nan], [3.0, 7.0]]))
+    assert mean == 3 and error == pytest.approx(2)
+    assert np.isnan(mean_and_error(np.full((2, 2), np.nan))).all()
+
+
+@pytest.mark.parametrize("size, rms", [("debug", 1.0), ("paper_debug", 0.1)])
+def test_mixtures_have_the_loudness_that_the_network_learns_from(
+    tiny_dataset: Path, size: str, rms: float, monkeypatch: pytest.MonkeyPatch
+):
+    """For the loss and for the network, which is not run here."""
+    heard = []
+
+    def masks(net: object, params: dict, power_BFN: jax.Array, text_BPLC: jax.Array, _: object):
+        heard.append(power_BFN)
+        return jnp.zeros((*text_BPLC.shape[:2], *power_BFN.shape[1:])), {}
+
+    monkeypatch.setattr(separator_task, "training_masks", masks)
+    run = tiny_run.start(tiny_dataset, model__size=size, loss__magnitude_l1=1.0)
+    batch, constants = next(run.batches(0)), jax.device_get(run.constants)
+    key = jax.random.key(0)
+    targets = make_targets(run.task, batch, key)
+    spec = run.task.net.stft
+    wave_BT = istft(targets["mix"], spec, run.task.samples)
+    assert np.sqrt(np.mean(np.square(wave_BT))) == pytest.approx(rms, rel=0.3)
+    _, metrics = run.task.loss({}, batch, constants, key)
+    np.testing.assert_allclose(heard[0], np.abs(targets["mix"]) ** 2, rtol=1e-5)
+    # Silent masks are wrong by the target.
+    expected = magnitude_l1(
+        targets["target"], jnp.zeros(targets["target"].shape), targets["mix"][:, None]
+    )
+    total, weight = metrics["loss/magnitude_l1/single"]
+    single = np.asarray(expected)[np.asarray(targets["possible"] & ~targets["is_pair"])]
+    assert total / weight == pytest.approx(single.mean(), rel=1e-5)
+
+
 def test_records_of_another_rate_are_refused(tiny_dataset: Path):
     with pytest.raises(RecordError, match="records at 16000 Hz, but sample_rate_hz=8000"):
         tiny_run.start(tiny_dataset, sample_rate_hz=8000)
@@ -148,7 +188,7 @@ def _level(run: train.Run, batch: dict, step: int) -> np.ndarray:
     """What the network sees of a batch: 65 bins, filled up to 96."""
     draw = jax.jit(functools.partial(separator_task.make_targets, run.task))
     targets = draw(batch, step_key(jax.device_get(run.key), step))
-    level_BFN = np.log1p(run.task.net.training_rms * np.abs(targets["mix"]))
+    level_BFN = np.log1p(np.abs(targets["mix"]))
     return np.pad(level_BFN, ((0, 0), (0, 31), (0, 0)))
 
 
