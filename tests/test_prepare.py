@@ -197,7 +197,8 @@ def test_processes_of_jax_distributed_share_the_prompts(
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     program = (
-        "import sys; from opensep_jax import prepare, preparing\n"
+        "import sys; from opensep_jax import prepare\n"
+        "from opensep_jax.preparation import stages as preparing\n"
         f"preparing.FILES_PER_SHARD, preparing.PROMPTS_PER_SHARD = {FILES}, {PROMPTS}\n"
         "prepare.cli()"
     )

@@ -120,7 +120,8 @@ def test_worker_processes_do_not_heed_sigterm_and_end_all_the_same(dataset):
     stream = pipeline.batches(
         examples, global_batch=BATCH, first_step=0, process=0, processes=1, workers=2, threads=1
     )
-    read, children = [next(stream)], multiprocessing.active_children()
+    read = [next(stream), next(stream)]  # one from each: both have begun
+    children = multiprocessing.active_children()
     assert len(children) == 2
     for child in children:
         os.kill(child.pid, signal.SIGTERM)
