@@ -27,6 +27,9 @@ SETTINGS = {
     "train__save_every_steps": SAVED,
     "train__keep_checkpoints": 1000,
     "eval__every_steps": 1000,
+    "eval__sources": (2, 3),  # as in configs/debug.py: a resumed run keeps its validation
+    "eval__mixtures": 8,
+    "eval__seconds": 0.5,
     "mesh__fsdp_min_size": 64,
 }
 
