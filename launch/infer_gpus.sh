@@ -7,6 +7,8 @@
 # code is 0, or 1 if some inputs failed, or 2 if a shard could not go on: what is done is kept then,
 # and the same command goes on. SIGTERM to this script is passed on.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=children.sh
+source "$(dirname "${BASH_SOURCE[0]}")/children.sh"
 
 out=""
 for ((i = 1; i <= $#; i++)); do
@@ -40,11 +42,7 @@ done
 worst=0
 for child in "${children[@]}"; do
   code=0
-  wait "$child" || code=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal to this script ends `wait` too early
-    code=0
-    wait "$child" || code=$?
-  done
+  exit_code_of "$child" || code=$?
   if ((code > worst)); then worst=$code; fi
 done
 if ((worst > 1)); then exit "$worst"; fi

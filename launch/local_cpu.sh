@@ -8,6 +8,8 @@
 # them was sent SIGTERM: all have saved), they are started again, at most RESTARTS times (100).
 # SIGTERM to this script is passed on to them, and nothing is started again.
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=children.sh
+source "$(dirname "${BASH_SOURCE[0]}")/children.sh"
 
 if (($# < 3)); then
   sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
@@ -41,11 +43,7 @@ run_once() {
   done
   for child in "${children[@]}"; do
     code=0
-    wait "$child" || code=$?
-    while kill -0 "$child" 2>/dev/null; do # a signal to this script ends `wait` too early
-      code=0
-      wait "$child" || code=$?
-    done
+    exit_code_of "$child" || code=$?
     if ((code != 0 && (worst == 0 || worst == 75))); then worst=$code; fi
   done
   children=()
