@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from opensep_jax.models.conv import Conv3x3, conv3x3
+from opensep_jax.models.upsampled_conv import upsample, upsampled_conv3x3
 
 # What `PaperUNet(**PAPER_SIZES[name])` builds: as published, and a size for tests.
 PAPER_SIZES = {
@@ -196,9 +197,8 @@ class Skip(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,)).astype(self.dtype)
         if skip is None:
             return None, _per_channel(bias), kernel
-        skip = upsample(upsample(skip, 1), 2)
-        h = conv3x3(skip, kernel[:, :, : self.width]) + _per_channel(bias)
-        return skip, h, kernel[:, :, self.width :]
+        h = upsampled_conv3x3(skip, kernel[:, :, : self.width]) + _per_channel(bias)
+        return upsample(upsample(skip, 1), 2), h, kernel[:, :, self.width :]
 
 
 class Up(nn.Module):
@@ -211,8 +211,8 @@ class Up(nn.Module):
     def __call__(self, x: jax.Array, of_skip: OfSkip) -> jax.Array:
         """[P, rows, columns, C] and what `Skip` gave -> [P, 2 rows, 2 columns, width]."""
         skip, h_skip, kernel = of_skip
+        h = upsampled_conv3x3(x, kernel) + _for_prompts(h_skip, x)
         x = upsample(upsample(x, 1), 2)
-        h = conv3x3(x, kernel) + _for_prompts(h_skip, x)
         if skip is not None:
             x = jnp.concatenate([_for_prompts(skip, x), x], axis=-1)
         x = nn.leaky_relu(x + BatchNorm(self.dtype, name="res_norm")(h), 0.2)
@@ -239,8 +239,8 @@ class Head(nn.Module):
         weight_PD = weight_PD * scale[None]
         kernel_PCT = jnp.einsum("yxcd,pd->pcyx", kernel, weight_PD)
         kernel_PCT = kernel_PCT.reshape(*kernel_PCT.shape[:2], 9).astype(self.dtype)
-        taps = jnp.einsum("pfnc,pct->tpfn", x, kernel_PCT, preferred_element_type=jnp.float32)
-        taps = jnp.pad(taps, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        taps = jnp.einsum("pfnc,pct->pfnt", x, kernel_PCT, preferred_element_type=jnp.float32)
+        taps = jnp.pad(jnp.moveaxis(taps, -1, 0), ((0, 0), (0, 0), (1, 1), (1, 1)))
         rows, columns = x.shape[1:3]
         total = (weight_PD @ bias + offset)[:, None, None]
         for t in range(9):
@@ -298,21 +298,3 @@ def _for_prompts(x: jax.Array, like: jax.Array) -> jax.Array:
 
 def _per_channel(values_C: jax.Array) -> jax.Array:
     return values_C.reshape(1, 1, 1, -1)
-
-
-def upsample(x: jax.Array, axis: int) -> jax.Array:
-    """Doubles an axis linearly so that the first and last values stay where they are.
-
-    PyTorch's `align_corners=True`: step i of the result lies at i * (n - 1) / (2 n - 1) of the n
-    values, so its neighbours are known and no gather is needed.
-    """
-    n = x.shape[axis]
-    weight = jnp.arange(n, dtype=jnp.float32) / (2 * n - 1)
-    weight = jnp.expand_dims(weight, [a for a in range(x.ndim) if a != axis]).astype(x.dtype)
-    first, last = (jax.lax.slice_in_dim(x, i, i + 1, axis=axis) for i in (0, n - 1))
-    before = jnp.concatenate([first, jax.lax.slice_in_dim(x, 0, n - 1, axis=axis)], axis)
-    after = jnp.concatenate([jax.lax.slice_in_dim(x, 1, n, axis=axis), last], axis)
-    even = x + (before - x) * weight
-    odd = x + (after - x) * jnp.flip(weight, axis)
-    shape = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
-    return jnp.stack([even, odd], axis + 1).reshape(shape)

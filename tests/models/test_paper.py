@@ -119,13 +119,6 @@ def test_wrong_tensors_are_named():
     assert "unfilled: decoder/head/scale" in str(error.value)
 
 
-def test_upsampling_keeps_the_corners():
-    x = np.float32([3.0, 7.0, 4.0])[None, :, None]
-    expected = np.interp(np.linspace(0, 2, 6), range(3), x[0, :, 0])
-    np.testing.assert_allclose(paper.upsample(jnp.asarray(x), 1)[0, :, 0], expected, rtol=1e-6)
-    np.testing.assert_array_equal(paper.upsample(jnp.ones((1, 1, 2)), 1), np.ones((1, 2, 2)))
-
-
 # Against its code
 
 

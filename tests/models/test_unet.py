@@ -260,6 +260,27 @@ def test_pooling_keeps_low_bins_and_averages_the_others(linear_bins, pool):
     np.testing.assert_allclose(unet.pool_frequency(back, linear_bins, pool), pooled, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype, within", [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+def test_joining_is_the_sum_of_repeated_arrays_and_so_are_its_gradients(dtype, within):
+    rng = np.random.default_rng(0)
+    shapes = (2, 6, 8, 5), (6, 3, 4, 5), (6, 6, 8, 5)  # two mixtures of three prompts
+    skip, x, weight = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
+
+    def repeated(skip, x):
+        return jnp.repeat(skip, 3, 0) + jnp.repeat(jnp.repeat(x, 2, 1), 2, 2)
+
+    np.testing.assert_array_equal(unet._join(skip, x), repeated(skip, x))
+    got, want = (
+        jax.grad(lambda *inputs, join=join: jnp.sum(join(*inputs) * weight), argnums=(0, 1))(
+            *(a.astype(kind) for a in (skip, x))
+        )
+        for join, kind in ((unet._join, dtype), (repeated, jnp.float32))
+    )
+    for ours, theirs, like in zip(got, want, (skip, x), strict=True):
+        assert ours.dtype == dtype and ours.shape == like.shape
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, atol=4 * within, rtol=within)
+
+
 # Input
 
 
