@@ -270,8 +270,8 @@ def _join(skip: jax.Array, x: jax.Array) -> jax.Array:
     """Sum of `skip` [B, 2H, 2W, C], for every prompt, and `x` [B*P, H, W, C], each position 2 x 2.
 
     Rows and prompts by one broadcast addition: repeated copies would be written to memory and read
-    again. Its gradients are sums of slices, which TPUs read in the convolutions' layout; of one
-    level of `base` with its gradients the compiler estimates 36 % fewer cycles than of reductions.
+    again. Its gradients are sums of slices, which TPUs read in the layout of the convolutions; for
+    reductions they copy the whole gradient into another one.
     """
     batch, rows, columns, width = skip.shape
     fine = skip.reshape(batch, 1, rows // 2, 2, columns, width)
