@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from opensep_jax import sharding, train
+from opensep_jax import sharding
 from opensep_jax.cli import DoorError
 from opensep_jax.data.stand_in import write_stand_in
 from opensep_jax.planning import figures
@@ -22,6 +22,7 @@ from opensep_jax.planning.work import products
 from opensep_jax.tasks import build_task
 from opensep_jax.text.cache import Cache, digest
 from opensep_jax.training.step import TrainState, init_state
+from opensep_jax.training_run import Run, design, jit_step
 
 logger = logging.getLogger("opensep_jax")
 
@@ -48,9 +49,9 @@ def records(config: ml_collections.ConfigDict, text_width: int) -> Iterator[str]
 
 def compiled(config: ml_collections.ConfigDict, topology: Topology, cache: Cache) -> dict:
     """What the compiler says of the step on a slice; from the cache if it has said so before."""
-    run = train.design(config, build_task(config), topology.devices)
+    run = design(config, build_task(config), topology.devices)
     state, batch = abstract_inputs(run)
-    lowered = train.jit_step(run).lower(state, batch, run.constants, run.key)
+    lowered = jit_step(run).lower(state, batch, run.constants, run.key)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
     key = digest("plan 1", topology.name, versions, lowered.as_text())
     facts = cache.get(key)
@@ -110,9 +111,9 @@ def estimated(config: ml_collections.ConfigDict, topology: Topology) -> dict:
     rows = config.train.batch // topology.chips
     one = {"train.batch": rows, "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
     config = changed(config, one)
-    run = train.design(config, build_task(config), jax.devices("cpu")[:1])
+    run = design(config, build_task(config), jax.devices("cpu")[:1])
     state, batch = abstract_inputs(run)
-    step = train.jit_step(run).trace(state, batch, run.constants, run.key)
+    step = jit_step(run).trace(state, batch, run.constants, run.key)
     common = common_facts(run, state, batch)
     state_bytes = tree_bytes(state)
     return {
@@ -135,7 +136,7 @@ def estimated(config: ml_collections.ConfigDict, topology: Topology) -> dict:
     }
 
 
-def abstract_inputs(run: train.Run) -> tuple[TrainState, dict]:
+def abstract_inputs(run: Run) -> tuple[TrainState, dict]:
     """Shapes of the state and of a batch, as the mesh has them."""
     state = jax.eval_shape(lambda key: init_state(run.task.init(key), run.tx), run.key)
     row = next(
@@ -153,7 +154,7 @@ def abstract_inputs(run: train.Run) -> tuple[TrainState, dict]:
     )
 
 
-def common_facts(run: train.Run, state: TrainState, batch: dict) -> dict:
+def common_facts(run: Run, state: TrainState, batch: dict) -> dict:
     """Figures that no compiler is asked for."""
     loss = jax.make_jaxpr(run.task.loss)
     forward = products(loss(state.params, batch, run.constants, run.key))

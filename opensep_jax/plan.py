@@ -37,7 +37,7 @@ from opensep_jax.text.cache import Cache
 
 logger = logging.getLogger("opensep_jax")
 
-FLAGS = flags.FlagValues()  # its own: those of `train` are defined as soon as it is imported
+FLAGS = flags.FlagValues()  # its own: `train` has flags of the same names
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", flag_values=FLAGS)
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", EXAMPLES, flag_values=FLAGS)
 JSON = flags.DEFINE_string("json", None, "Write the report to this file.", flag_values=FLAGS)

@@ -10,37 +10,30 @@ maintenance notice) and has saved all: the same command goes on from there.
 """
 
 import contextlib
-import dataclasses
-import functools
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import ml_collections
-import numpy as np
-import optax
 from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
 from opensep_jax import sharding
-from opensep_jax.checkpoint import shipped
 from opensep_jax.checkpoint.state import Checkpoints, write_config
 from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PREEMPTED, VERSION, DoorError
 from opensep_jax.processes import Preemption, check_shared, in_cluster, join
-from opensep_jax.run_config import check_numbers, flat, refuse_other_config
-from opensep_jax.tasks import build_task, describe
+from opensep_jax.run_config import flat, refuse_other_config
+from opensep_jax.tasks import describe
 from opensep_jax.training.board import Board
-from opensep_jax.training.guard import explain
 from opensep_jax.training.hardware import step_flops
-from opensep_jax.training.optim import make_optimizer, make_schedule
 from opensep_jax.training.profile import Profile, parse_steps
 from opensep_jax.training.progress import Progress, Timed
-from opensep_jax.training.separator_task import SeparatorTask
-from opensep_jax.training.step import TrainState, init_state, train_step
+from opensep_jax.training.step import TrainState
+from opensep_jax.training_run import Run, first_state, halted, jit_step, start
 
 logger = logging.getLogger("opensep_jax")
 
@@ -61,43 +54,6 @@ PROFILE_STEPS = flags.DEFINE_string(
 DEBUG = flags.DEFINE_bool("debug", False, "Tracebacks with errors.")
 
 OBJECT_STORES = ("gs", "s3", "az")  # what fsspec opens for `etils.epath`
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What stays the same from the first step of a process to its last.
-
-    Attributes:
-        config: all settings.
-        task: what is learned.
-        mesh: devices.
-        layout: sharding of every array of the state.
-        tx: optimiser.
-        schedule: its learning rate by step.
-        constants: arrays on the devices that no step changes; their shapes before `start`.
-        key: of all randomness on the devices; likewise.
-    """
-
-    config: ml_collections.ConfigDict
-    task: SeparatorTask
-    mesh: jax.sharding.Mesh
-    layout: TrainState
-    tx: optax.GradientTransformation
-    schedule: optax.Schedule
-    constants: dict[str, jax.Array]
-    key: jax.Array
-
-    def batches(self, first_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the batches from `first_step` on."""
-        return self.task.batches(
-            steps=self.config.train.steps, global_batch=self.config.train.batch,
-            first_step=first_step, process=jax.process_index(), processes=jax.process_count(),
-            workers=self.config.data.workers, threads=self.config.data.threads,
-        )  # fmt: skip
-
-    def loss(self, params: dict, *rest: object) -> tuple:
-        """Loss of the task with parameters as the mesh keeps them."""
-        return self.task.loss(sharding.gather(params, self.layout.params), *rest)
 
 
 def main(
@@ -150,95 +106,6 @@ def go_on(
                 logger.warning("told to stop before the first step; run again to go on")
                 return True
             return loop(run, state, board, saved, profile, preemption)
-
-
-def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
-    """Mesh, task, optimiser and layout of the state; what no step changes is on the devices."""
-    run = design(config, build_task(config), devices)
-    whole = sharding.replicated(run.mesh)
-    return dataclasses.replace(
-        run,
-        constants=sharding.place(run.task.constants(), whole),
-        key=jax.jit(jax.random.key, out_shardings=whole)(config.seed),
-    )
-
-
-def design(
-    config: ml_collections.ConfigDict, task: SeparatorTask, devices: Sequence[jax.Device] | None
-) -> Run:
-    """A run of shapes: nothing is put on the devices, which may be described and not there."""
-    check_numbers(config)
-    mesh = sharding.make_mesh(
-        **{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices
-    )
-    sharding.check_batch(mesh, config.train.batch, config.train.accumulation)
-    optim = config.optim.to_dict()
-    schedule = make_schedule(
-        peak=optim.pop("learning_rate"), warmup_steps=optim.pop("warmup_steps"),
-        total_steps=config.train.steps, final_fraction=optim.pop("final_fraction"),
-    )  # fmt: skip
-    del optim["ema_decay"]
-    tx = make_optimizer(schedule, **optim)
-    whole = sharding.replicated(mesh)
-    key = jax.eval_shape(jax.random.key, config.seed)
-    state = jax.eval_shape(lambda key: init_state(task.init(key), tx), key)
-    return Run(
-        config=config, task=task, mesh=mesh, tx=tx, schedule=schedule,
-        layout=sharding.param_sharding(state, mesh, config.mesh.fsdp_min_size),
-        constants=sharding.shapes(task.constants(), whole), key=sharding.shapes(key, whole),
-    )  # fmt: skip
-
-
-def first_state(run: Run, saved: Checkpoints) -> TrainState:
-    """State to go on with: newest checkpoint, else parameters of `init_from`, else random."""
-    config = run.config
-
-    def init(key: jax.Array) -> TrainState:
-        return init_state(run.task.init(key), run.tx)
-
-    target = sharding.shapes(jax.eval_shape(init, run.key), run.layout)
-    restored = saved.restore_newest(target.replace(ema={}), target.ema)
-    if restored is not None:
-        step, state, ema = restored
-        logger.info("resuming at step %d", step)
-        return state.replace(ema=ema)
-    if config.train.init_from:
-        params = sharding.place(read_params(run, target.params), run.layout.params)
-        begin = functools.partial(init_state, tx=run.tx)
-        return jax.jit(begin, out_shardings=run.layout)(params)
-    return jax.jit(init, out_shardings=run.layout)(run.key)
-
-
-def read_params(run: Run, shapes: dict) -> dict:
-    """Parameters of `config.train.init_from` on the host, strictly of these shapes."""
-    name = run.config.train.init_from
-    config, params = shipped.load(name, lambda config: shapes, run.config.task)
-    before, now = (
-        {"text encoder": of.get("text_encoder", {}).get("id"), "clauses": of.get("clauses")}
-        for of in (config, describe(run.config, run.task))
-    )
-    for what, value in now.items():
-        if before[what] != value:
-            raise DoorError(
-                f"config.train.init_from={name}: trained with the {what} {before[what]}, but the "
-                f"records of config.data.folder have {value}"
-            )
-    return params
-
-
-def jit_step(run: Run) -> jax.stages.Wrapped:
-    """The step, to be compiled once: (state, batch, constants, key) -> (state, metrics)."""
-    step = functools.partial(
-        train_step, loss_fn=run.loss, tx=run.tx, schedule=run.schedule,
-        ema_decay=run.config.optim.ema_decay, accumulation=run.config.train.accumulation,
-    )  # fmt: skip
-    whole = sharding.replicated(run.mesh)
-    return jax.jit(
-        step,
-        in_shardings=(run.layout, sharding.batch_sharding(run.mesh), whole, whole),
-        out_shardings=(run.layout, whole),
-        donate_argnums=0,
-    )
 
 
 def loop(
@@ -309,17 +176,6 @@ def validate(run: Run, params: dict, done: int, board: Board) -> dict[str, float
     board.exhibit(done, "val", exhibit)
     logger.info("step %d: %s", done, summary(scores))
     return scores
-
-
-def halted(run: Run, state: TrainState, saved: Checkpoints) -> str:
-    """Why a run has stopped, with what is not finite in the batch that stopped it."""
-    batch = sharding.shard_batch(next(run.batches(int(state.step))), run.mesh)
-    why = explain(
-        state, batch, run.constants, run.key,
-        loss_fn=run.loss, accumulation=run.config.train.accumulation,
-    )  # fmt: skip
-    newest = f"its newest checkpoint is of step {saved.steps[-1]}" if saved.steps else "none saved"
-    return f"{why}. The run stops; {newest}"
 
 
 def summary(values: dict[str, float]) -> str:

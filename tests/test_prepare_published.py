@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from opensep_jax import cli, prepare, tasks, train
+from opensep_jax import cli, prepare, tasks, training_run
 from opensep_jax.data import pipeline
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule
 from opensep_jax.data.records import PreparedDataset, RecordError
@@ -374,8 +374,12 @@ def test_the_config_of_a_data_set_reads_its_records(name, prepared):
 @pytest.mark.parametrize("name", sorted(WRITERS))
 def test_training_on_a_data_set_lowers_the_loss(name, prepared):
     config = _scaled(name, prepared[name])
-    run = train.start(config, jax.devices()[:1])
-    step_fn, state, losses = train.jit_step(run), train.first_state(run, _NoCheckpoints()), []
+    run = training_run.start(config, jax.devices()[:1])
+    step_fn, state, losses = (
+        training_run.jit_step(run),
+        training_run.first_state(run, _NoCheckpoints()),
+        [],
+    )
     for batch in run.batches(0):
         state, metrics = step_fn(state, batch, run.constants, run.key)
         losses.append(metrics["loss"])

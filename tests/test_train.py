@@ -17,7 +17,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from opensep_jax import sharding, train
+from opensep_jax import sharding, train, training_run
 from opensep_jax.checkpoint.state import Checkpoints, load_params
 from opensep_jax.cli import EXIT_DONE, EXIT_PREEMPTED, DoorError
 from opensep_jax.data.shards import shard_name
@@ -175,9 +175,9 @@ def test_a_validation_that_fails_costs_no_steps(
     def fails(*_: object) -> None:
         raise MemoryError("of the devices")
 
-    jit_step = train.jit_step
+    jit_step = training_run.jit_step
 
-    def slowly(run: train.Run) -> jax.stages.Wrapped:
+    def slowly(run: training_run.Run) -> jax.stages.Wrapped:
         step = jit_step(run)
 
         class Step:
@@ -199,9 +199,9 @@ def test_a_validation_that_fails_costs_no_steps(
 def test_a_run_that_is_told_to_stop_while_it_starts_has_done_nothing(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    start = train.start
+    start = training_run.start
 
-    def told(*args: object) -> train.Run:
+    def told(*args: object) -> training_run.Run:
         os.kill(os.getpid(), signal.SIGTERM)
         return start(*args)
 
@@ -235,7 +235,7 @@ def test_parameters_to_start_from(straight: Path, tiny_dataset: Path):
         def restore_newest(self, *_: object) -> None:
             return None
 
-    state = train.first_state(run, Nothing())
+    state = training_run.first_state(run, Nothing())
     _, params = load_params(straight)
     assert int(state.step) == 0
     for tree in (state.params, state.ema):

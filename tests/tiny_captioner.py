@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from opensep_jax import train
+from opensep_jax import training_run
 from opensep_jax.checkpoint import shipped
 from opensep_jax.tasks import describe
 from opensep_jax.training.step import TrainState, init_state
@@ -27,25 +27,25 @@ CHANGES = {
 }
 
 
-def start(folder: Path, data: int = 1, fsdp: int = 1, **changes: object) -> train.Run:
+def start(folder: Path, data: int = 1, fsdp: int = 1, **changes: object) -> training_run.Run:
     """A run on the first `data * fsdp` devices."""
     return tiny_run.start(folder, data, fsdp, **CHANGES, **changes)
 
 
-def first_state(run: train.Run) -> TrainState:
+def first_state(run: training_run.Run) -> TrainState:
     """State before the first step, on the devices of the run."""
     state = jax.device_get(init_state(_params(run), run.tx))
     return jax.device_put(state, run.layout)
 
 
-def write_checkpoint(run: train.Run, folder: Path) -> Path:
+def write_checkpoint(run: training_run.Run, folder: Path) -> Path:
     """Writes an export of random weights, as of step 7."""
     description = json.loads(json.dumps(describe(run.config, run.task)))
     shipped.export(folder, _params(run), description | {"steps": 7})
     return folder
 
 
-def _params(run: train.Run) -> dict:
+def _params(run: training_run.Run) -> dict:
     """Random parameters, livelier than the initial ones; the same for all runs."""
     shapes = jax.eval_shape(run.task.init, jax.random.key(0))
     rng = np.random.default_rng(0)

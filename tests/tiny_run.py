@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs import debug
-from opensep_jax import sharding, train
+from opensep_jax import sharding, training_run
 from opensep_jax.training.step import TrainState, init_state
 
 STEPS = 20
@@ -42,12 +42,12 @@ def tiny_config(folder: Path, **changes: object) -> ConfigDict:
     return config
 
 
-def start(folder: Path, data: int = 1, fsdp: int = 1, **changes: object) -> train.Run:
+def start(folder: Path, data: int = 1, fsdp: int = 1, **changes: object) -> training_run.Run:
     """A run on the first `data * fsdp` devices; parameters of 64 elements or more are split."""
     config = tiny_config(
         folder, mesh__data=data, mesh__fsdp=fsdp, mesh__fsdp_min_size=64, **changes
     )
-    return train.start(config, jax.devices()[: data * fsdp])
+    return training_run.start(config, jax.devices()[: data * fsdp])
 
 
 @functools.cache
@@ -57,7 +57,7 @@ def params_of(folder: Path) -> dict:
     return jax.device_get(jax.jit(task.init)(jax.random.key(0)))
 
 
-def first_state(run: train.Run, folder: Path) -> TrainState:
+def first_state(run: training_run.Run, folder: Path) -> TrainState:
     """State before the first step, on the devices of the run."""
     state = jax.device_get(init_state(params_of(folder), run.tx))
     return jax.device_put(state, run.layout)
@@ -67,7 +67,7 @@ def first_state(run: train.Run, folder: Path) -> TrainState:
 def stepper(folder: Path, data: int = 1, fsdp: int = 1, **changes: object) -> tuple:
     """A run and its jitted step, one for all tests."""
     run = start(folder, data, fsdp, **changes)
-    return run, train.jit_step(run)
+    return run, training_run.jit_step(run)
 
 
 def steps(folder: Path, count: int, data: int = 1, fsdp: int = 1, **changes: object) -> tuple:

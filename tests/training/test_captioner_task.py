@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from opensep_jax import sharding, train
+from opensep_jax import sharding, train, training_run
 from tests import tiny_captioner, tiny_run
 
 pytestmark = pytest.mark.usefixtures("compile_once")
@@ -57,7 +57,7 @@ def test_eight_devices_give_the_losses_of_one(tiny_dataset: Path, data: int, fsd
     found = []
     for mesh in ((1, 1), (data, fsdp)):
         run = tiny_captioner.start(tiny_dataset, *mesh)
-        step_fn, state, losses = train.jit_step(run), tiny_captioner.first_state(run), []
+        step_fn, state, losses = training_run.jit_step(run), tiny_captioner.first_state(run), []
         for _, batch in zip(range(3), run.batches(0), strict=False):
             batch = sharding.shard_batch(batch, run.mesh)
             state, metrics = step_fn(state, batch, run.constants, run.key)
@@ -88,7 +88,7 @@ def test_a_run_that_broke_off_goes_on_to_the_last_digit(tiny_dataset: Path, tmp_
 @pytest.mark.slow
 def test_it_learns_one_batch(tiny_dataset: Path):
     run = tiny_captioner.start(tiny_dataset, optim__learning_rate=5e-3, train__steps=40)
-    step_fn, state = train.jit_step(run), tiny_captioner.first_state(run)
+    step_fn, state = training_run.jit_step(run), tiny_captioner.first_state(run)
     batch = sharding.shard_batch(next(run.batches(0)), run.mesh)
     found = []
     for _ in range(30):

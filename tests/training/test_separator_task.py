@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opensep_jax import sharding, train
+from opensep_jax import sharding, training_run
 from opensep_jax.data.records import RecordError
 from opensep_jax.signal.stft import istft
 from opensep_jax.training import separator_task
@@ -43,7 +43,7 @@ def test_eight_devices_give_the_losses_of_one(tiny_dataset: Path, data: int, fsd
 
 def test_the_step_is_compiled_once(tiny_dataset: Path):
     run = tiny_run.start(tiny_dataset)
-    step_fn, state = train.jit_step(run), tiny_run.first_state(run, tiny_dataset)
+    step_fn, state = training_run.jit_step(run), tiny_run.first_state(run, tiny_dataset)
     with tiny_run.count_compilations("train_step") as events:
         for _, batch in zip(range(4), run.batches(0), strict=False):
             batch = sharding.shard_batch(batch, run.mesh)
@@ -180,11 +180,11 @@ def test_clips_of_an_example_on_average(tiny_dataset: Path):
     assert run.task.clips_per_example == pytest.approx(3.5)
 
 
-def _start_paper(folder: Path, data: int) -> train.Run:
+def _start_paper(folder: Path, data: int) -> training_run.Run:
     return tiny_run.start(folder, data, model__size="paper_debug", optim__b2=0.9)
 
 
-def _level(run: train.Run, batch: dict, step: int) -> np.ndarray:
+def _level(run: training_run.Run, batch: dict, step: int) -> np.ndarray:
     """What the network sees of a batch: 65 bins, filled up to 96."""
     draw = jax.jit(functools.partial(separator_task.make_targets, run.task))
     targets = draw(batch, step_key(jax.device_get(run.key), step))
@@ -211,7 +211,7 @@ def test_batch_normalisation_is_measured_by_the_loss(tiny_dataset: Path):
 def test_batch_normalisation_trains(tiny_dataset: Path):
     """What it measures is of all devices' rows and enters the state; the loss falls."""
     run = _start_paper(tiny_dataset, 2)
-    step_fn, batch, losses = train.jit_step(run), next(run.batches(0)), []
+    step_fn, batch, losses = training_run.jit_step(run), next(run.batches(0)), []
     init = jax.jit(lambda key: init_state(run.task.init(key), run.tx), out_shardings=run.layout)
     state = init(jax.random.key(0))
     for _ in range(8):
