@@ -98,7 +98,10 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--mixtures", type=int, help="of each number of sources")
     group.add_argument("--seconds", type=float, help="length of a mixture")
     group.add_argument("--level_db", type=float, help="+- around equal RMS")
-    group.add_argument("--queries", help=f"out of {','.join(WORDINGS)},{DISCOVERED}")
+    group.add_argument(
+        "--queries", help=f"out of {','.join(WORDINGS)},{DISCOVERED}; the last is of the first "
+        "checkpoint",
+    )  # fmt: skip
     group.add_argument("--masks", help=f"out of {','.join(RULES)}")
     group.add_argument("--measures", help=f"out of {','.join(MEASURES)}")
     add_captioner_flags(flags)
@@ -129,6 +132,7 @@ def main(args: argparse.Namespace) -> int:
     if DISCOVERED in protocol.queries:
         separator, discovery = _listener(args)
         about["discovery"] = {
+            "checkpoint": args.checkpoint[0],
             "captioner": discovery.captioner.id, "parser": discovery.parser.id,
             "merge_similarity": args.merge_similarity, "min_energy_share": args.min_energy_share,
         }  # fmt: skip
@@ -200,8 +204,6 @@ def _lists(
 
 
 def _listener(args: argparse.Namespace) -> tuple[Separator, Discovery]:
-    if len(args.checkpoint) > 1:
-        raise DoorError(f"the query {DISCOVERED} takes one --checkpoint")
     separator = Separator.from_pretrained(args.checkpoint[0])
     captioner = load_captioner(**captioner_options(args))
     reader = load_parser(**language_options(args))
@@ -262,7 +264,8 @@ def _write(
     if rows:
         text += tables.markdown(rows, protocol.headline)
     if found_rows:
-        text += "\nWithout a query:\n\n" + discovered.markdown(found_rows)
+        who = about["discovery"]["checkpoint"]
+        text += f"\nWithout a query, separated by `{who}`:\n\n" + discovered.markdown(found_rows)
     (out / "results.md").write_text(text)
     board, step = Board(out), max(system.steps or 0 for system in systems)
     for row in results["rows"]:
