@@ -61,7 +61,8 @@ def run(args: argparse.Namespace, structure: str, seed: int) -> float:
     config.data.crop_s = 2.048
     config.train.update(steps=args.steps, save_every_steps=100, keep_checkpoints=1)
     config.eval.update(every_steps=args.steps // 4, mixtures=args.mixtures)
-    train.main(config.lock(), workdir)
+    if code := train.main(config.lock(), workdir):
+        raise SystemExit(code)  # told to stop; the same command goes on
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "val/si_sdri" in line and line["step"] == args.steps]
     return last[-1]["val/si_sdri"]
