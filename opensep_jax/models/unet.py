@@ -159,7 +159,7 @@ class UNet(nn.Module):
         x = nn.silu(nn.GroupNorm(self.groups, dtype=self.dtype, name="head_norm")(x))
         x = nn.Dense(self.patch**2, dtype=jnp.float32, name="head")(x)
         logits = unpatchify(x, self.patch)[:, :pooled, :frames]  # [B*P, F', N]
-        logits = unpool_frequency(logits, bins, self.linear_bins, self.pool_bins)
+        logits = unpool_frequency(logits, self.linear_bins, self.pool_bins)
         return logits.reshape(-1, prompts, bins, frames), {"bottom": bottom}
 
     def _frequency_position(self, name: str, x: jax.Array) -> jax.Array:
@@ -244,11 +244,10 @@ def pool_frequency(x_BFN: jax.Array, linear_bins: int, pool: int) -> jax.Array:
     return jnp.concatenate([low, high.reshape(batch, rows // pool, pool, frames).mean(2)], axis=1)
 
 
-def unpool_frequency(x_BFN: jax.Array, bins: int, linear_bins: int, pool: int) -> jax.Array:
+def unpool_frequency(x_BFN: jax.Array, linear_bins: int, pool: int) -> jax.Array:
     """Repeats what `pool_frequency` averaged; the Nyquist bin copies its neighbour."""
     low, high = x_BFN[:, :linear_bins], jnp.repeat(x_BFN[:, linear_bins:], pool, axis=1)
-    x_BFN = jnp.concatenate([low, high], axis=1)
-    return jnp.pad(x_BFN, ((0, 0), (0, bins - x_BFN.shape[1]), (0, 0)), mode="edge")
+    return jnp.concatenate([low, high, x_BFN[:, -1:]], axis=1)
 
 
 def patchify(x_BFN: jax.Array, patch: int) -> jax.Array:
