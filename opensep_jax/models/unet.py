@@ -159,7 +159,7 @@ class UNet(nn.Module):
         x = nn.silu(nn.GroupNorm(self.groups, dtype=self.dtype, name="head_norm")(x))
         x = nn.Dense(self.patch**2, dtype=jnp.float32, name="head")(x)
         logits = unpatchify(x, self.patch)[:, :pooled, :frames]  # [B*P, F', N]
-        logits = unpool_frequency(logits, self.linear_bins, self.pool_bins)
+        logits = unpool_frequency(logits, bins, self.linear_bins, self.pool_bins)
         return logits.reshape(-1, prompts, bins, frames), {"bottom": bottom}
 
     def _frequency_position(self, name: str, x: jax.Array) -> jax.Array:
@@ -233,7 +233,7 @@ _SMALL = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
 
 
 def pool_frequency(x_BFN: jax.Array, linear_bins: int, pool: int) -> jax.Array:
-    """Drops the Nyquist bin, keeps the lowest bins and averages the others in groups of `pool`."""
+    """Keeps the lowest bins and averages the others, but the Nyquist bin, in groups of `pool`."""
     low, high = x_BFN[:, :linear_bins], x_BFN[:, linear_bins:-1]
     if high.shape[1] % pool:
         raise ValueError(
@@ -244,10 +244,10 @@ def pool_frequency(x_BFN: jax.Array, linear_bins: int, pool: int) -> jax.Array:
     return jnp.concatenate([low, high.reshape(batch, rows // pool, pool, frames).mean(2)], axis=1)
 
 
-def unpool_frequency(x_BFN: jax.Array, linear_bins: int, pool: int) -> jax.Array:
-    """Repeats what `pool_frequency` averaged; the Nyquist bin copies its neighbour."""
+def unpool_frequency(x_BFN: jax.Array, bins: int, linear_bins: int, pool: int) -> jax.Array:
+    """Repeats what `pool_frequency` averaged; a dropped Nyquist bin copies its neighbour."""
     low, high = x_BFN[:, :linear_bins], jnp.repeat(x_BFN[:, linear_bins:], pool, axis=1)
-    return jnp.concatenate([low, high, x_BFN[:, -1:]], axis=1)
+    return jnp.concatenate([low, high, x_BFN[:, -1:]], axis=1)[:, :bins]
 
 
 def patchify(x_BFN: jax.Array, patch: int) -> jax.Array:

@@ -254,7 +254,7 @@ def test_pooling_keeps_low_bins_and_averages_the_others(linear_bins, pool):
         np.testing.assert_allclose(
             pooled[:, linear_bins], x[:, linear_bins : linear_bins + pool].mean(1), atol=1e-6
         )
-    back = unet.unpool_frequency(pooled, linear_bins, pool)
+    back = unet.unpool_frequency(pooled, 65, linear_bins, pool)
     assert back.shape == x.shape
     np.testing.assert_array_equal(back[:, -1], back[:, -2])  # Nyquist
     np.testing.assert_allclose(unet.pool_frequency(back, linear_bins, pool), pooled, atol=1e-6)
