@@ -1,7 +1,8 @@
 """The baseline without text on the sound bank: mixture-invariant training, no clip seen alone.
 
 Command: python -m opensep_jax.train --config configs/baseline_mixit.py --workdir runs/mixit
-Expected: not yet measured.
+Expected: 2.1 / 2.5 dB SI-SDR improvement (2 / 3 sources) after 600 steps on crops of 2 s
+          (docs/results.md); not measured to its end.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,8 @@
 """The baseline without text on the sound bank: permutation-invariant training on single clips.
 
 Command: python -m opensep_jax.train --config configs/baseline_pit.py --workdir runs/pit
-Expected: not yet measured.
+Expected: 1.3 / 0.7 dB SI-SDR improvement (2 / 3 sources) after 600 steps on crops of 2 s
+          (docs/results.md); not measured to its end.
 """
 
 from ml_collections import ConfigDict
