@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     c.data.scenes = False  # mix only labels of one scene (scenes.json) # ours, after Hive
     c.data.families_apart = False  # labels of a family (families.json) are never mixed # ours
     c.data.max_names = 1  # named sources of one clip that are queried # ours
-    c.data.text_tokens = 512  # tokens of a prompt at most # paper (RoBERTa's context)
+    c.data.text_tokens = 128  # tokens of a prompt at most: a label with its properties # ours
     c.data.workers = 0  # reader processes (0: threads only)
     c.data.threads = 4  # reader threads of each process
 

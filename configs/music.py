@@ -15,7 +15,6 @@ def get_config() -> ConfigDict:
     """Changes of `base`."""
     c = base.get_config().unlock()
     c.data.folder = "runs/music"
-    c.data.text_tokens = 128  # a label with its properties
     c.data.wordings.update({"caption": 0.0, "label": 0.3, "paraphrase": 0.3, "description": 0.4})
     c.eval.wording = "label"
     c.train.steps = 100_000

@@ -16,7 +16,6 @@ def get_config() -> ConfigDict:
     """Changes of `base`."""
     c = base.get_config().unlock()
     c.data.folder = "runs/vggsound"
-    c.data.text_tokens = 128  # a label with its properties
     c.data.wordings.update({"caption": 0.0, "label": 0.3, "paraphrase": 0.3, "description": 0.4})
     c.eval.wording = "label"
     c.train.batch = 64  # for one node of 8 devices; `plan` says what more of them take

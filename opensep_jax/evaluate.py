@@ -82,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--write_list", type=Path, metavar="FILE", help="write the list, and stop")
     flags.add_argument("--seed", type=int, default=0, help="of lists that are drawn")
     flags.add_argument(
-        "--baselines", default=",".join(BASELINES), help="out of these; empty for none"
+        "--baselines",
+        default=",".join(BASELINES),
+        help=f"out of {','.join(BASELINES)} (default: all); empty for none",
     )
     flags.add_argument(
         "--train_data", help="what was trained on, as in --data: its clips are left out, and "

@@ -74,7 +74,9 @@ def add_language_flags(flags: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prompts", type=Path, metavar="FILE.json", help="other few-shot prompts")
     group.add_argument(
-        "--shots", default=str(SHOTS), help=f"how many (default {SHOTS}), or which, as in 1,3,6,"
+        "--shots",
+        default=str(SHOTS),
+        help=f"how many (default {SHOTS}), or which ones, with a comma: 1,3,6 or 3,",
     )
     group.add_argument(
         "--prompt_style", default=STYLES[0], choices=STYLES, help=f"default {STYLES[0]}"
@@ -93,7 +95,8 @@ def add_captioner_flags(flags: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--captioner",
         default="demo",
-        help="demo (default), clapcap, whisper:<hub id or folder>, act:<path>, file:<.jsonl>",
+        help="demo (default), demo:<folder>, clapcap, whisper:<hub id or folder>, act:<path>, "
+        "file:<.jsonl>",
     )
     group.add_argument(
         "--caption_policy",

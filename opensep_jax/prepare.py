@@ -59,9 +59,14 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--dataset", choices=sorted(published.READERS))
     flags.add_argument("--root", type=Path, help="folder of the data set")
     flags.add_argument("--out", type=Path, help="folder of the records")
-    flags.add_argument("--sample_rate_hz", type=int, default=16000)
     flags.add_argument(
-        "--max_seconds", type=float, default=30.0, help="longer files are cut into such clips"
+        "--sample_rate_hz", type=int, default=16000, help="of the records (default 16000)"
+    )
+    flags.add_argument(
+        "--max_seconds",
+        type=float,
+        default=30.0,
+        help="longer files are cut into such clips (default 30)",
     )
     flags.add_argument(
         "--speeds", default="1", help="clips of training splits at each of these, as in 0.9,1,1.1"

@@ -12,9 +12,13 @@ from opensep_jax.checkpoint import shipped, state
 
 def main() -> int:
     """Reads a workdir (or `checkpoints/<step>`) and writes the export."""
-    flags = argparse.ArgumentParser(prog="opensep_jax.checkpoint.export", description=__doc__)
-    flags.add_argument("workdir", type=Path)
-    flags.add_argument("folder", type=Path)
+    flags = argparse.ArgumentParser(
+        prog="opensep_jax.checkpoint.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags.add_argument("workdir", type=Path, help="of train, or its checkpoints/<step>")
+    flags.add_argument("folder", type=Path, help="new, to be written")
     args = flags.parse_args()
     try:
         config, params = state.load_params(args.workdir)

@@ -285,8 +285,10 @@ def load_captioner(
     if kind == "file":
         return WrittenCaptions(argument)
     if kind not in _BACKENDS:
-        known = "demo, clapcap, whisper:<hub id or folder>, act:<path>, file:<captions.jsonl>"
-        raise ValueError(f"captioner {name!r} is not known; known are {known}")
+        raise ValueError(
+            f"captioner {name!r} is not known; known are demo, demo:<folder>, clapcap, "
+            "whisper:<hub id or folder>, act:<path>, file:<captions.jsonl>"
+        )
     backend = importlib.import_module(_BACKENDS[kind]).load(argument)
     return Captioner(backend, policy=policy, max_windows=max_windows, seed=seed, batch=batch)
 

@@ -228,7 +228,9 @@ def test_bad_caption_files_are_named(tmp_path: Path, content: str, message: str)
 
 
 def test_unknown_captioners_list_what_is_known(tmp_path: Path):
-    with pytest.raises(ValueError, match="captioner 'gpt' is not known; known are demo, clapcap"):
+    with pytest.raises(
+        ValueError, match="captioner 'gpt' is not known; known are demo, demo:<folder>, clapcap"
+    ):
         load_captioner("gpt")
     with pytest.raises(ValueError, match="none.jsonl: captions cannot be read: No such file"):
         load_captioner(f"file:{tmp_path}/none.jsonl")
