@@ -104,7 +104,7 @@ def captioners(args: argparse.Namespace) -> comparison.Values:
         lines = _evaluated(args, name, flags, "discovered.jsonl")
         values[captioner] = {
             count: {
-                "SI-SDRi": [float(np.mean(line["si_sdri"])) for line in own],
+                "SI-SDRi": [_mean(line["si_sdri"]) for line in own],
                 "penalised SI-SDR": [line["penalised_si_sdr"] for line in own],
                 "name recall": [len(line["matched"]) / len(line["true"]) for line in own],
                 "count error": [abs(len(line["said"]) - len(line["true"])) for line in own],
@@ -212,7 +212,10 @@ QUESTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], comparison.Values
     "captioners": ("Which captioner finds the sources?", captioners),
     "shots": ("How many few-shot examples, and which?", shots),
     "detail": ("How much should a prompt tell?", detail),
-    "training": ("What does training on pairs, names or descriptions change?", training),
+    "training": (
+        "What does training on pairs, names or descriptions change (intervals are not of seeds)?",
+        training,
+    ),
     "teller": ("Who should tell the properties?", teller),
 }
 
@@ -239,7 +242,7 @@ def _improvements(lines: Sequence[dict], wanted: dict[str, str]) -> dict:
         before = next(row["si_sdr"] for row in line["scores"] if row["system"] == "mixture")
         for row in line["scores"]:
             if wanted.items() <= row.items():
-                gain = float(np.mean(np.subtract(row["si_sdr"], before)))
+                gain = _mean(row["si_sdr"]) - _mean(before)
                 found.setdefault(line["sources"], {}).setdefault("SI-SDRi", []).append(gain)
     return found
 
@@ -273,7 +276,7 @@ def _by_prompts(
                 batch = place({"text": states, "text_mask": masks}, batch_sharding(mesh))
                 stems = system.separate(sources_BST, batch, ("limit",))["limit"]
                 after = figures(stems, sources_BST, ("si_sdr",), mesh)
-                gain_B = (after["si_sdr"] - before["si_sdr"]).mean(1)
+                gain_B = np.nanmean(after["si_sdr"] - before["si_sdr"], axis=1)
                 gains[name] += gain_B[: len(part)].tolist()
         for name in contestants:
             values[name][count] = {"SI-SDRi": gains[name]}
@@ -295,6 +298,11 @@ def _by_count(lines: Sequence[dict]) -> dict[int, list[dict]]:
     for line in lines:
         found.setdefault(line["sources"], []).append(line)
     return found
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Over the sources that have a figure: a silent one has none."""
+    return float(np.nanmean(np.array(values, np.float64)))
 
 
 def _f1(said: Sequence[str], true: Sequence[Sequence[str]]) -> float:

@@ -167,7 +167,7 @@ def _protocol(args: argparse.Namespace) -> Protocol:
     """The protocol with the changes that flags make to it."""
     protocol = load_protocol(args.protocol)
     level = args.level_db
-    return protocol.changed(
+    changed = protocol.changed(
         {
             "split": args.split,
             "num_sources": _numbers(args.num_sources) if args.num_sources else None,
@@ -177,6 +177,13 @@ def _protocol(args: argparse.Namespace) -> Protocol:
             **{k: _chosen(getattr(args, k)) for k in ("queries", "masks", "measures")},
         }
     )
+    improves = changed.headline.endswith("i")
+    if improves and changed.wordings and "mixture" not in _chosen(args.baselines):
+        raise DoorError(
+            f"--baselines {args.baselines!r}: {changed.headline}, the figure of protocol "
+            f"{args.protocol}, is an improvement over `mixture`"
+        )
+    return changed
 
 
 def _lists(

@@ -190,13 +190,51 @@ def test_a_list_that_was_written_is_scored_again(results: Path, tiny_dataset: Pa
     assert (out / "items.jsonl").read_text() == (results / "items.jsonl").read_text()
 
 
+PUBLISHED = {  # rows of two mixtures: headline, queries, sources that are scored
+    "bimodal_audiocaps": ("bss_sources_512_sdr", "caption"),
+    "bimodal_vggsound": ("bss_sources_512_sdr", "paraphrase"),
+    "audiosep_esc50": ("snri", "label"),
+    "dcase2024_task9": ("snri", "caption"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_protocols_are_followed(name: str, tiny_dataset: Path, tmp_path: Path):
+    """Each asks in its own way, and its figure is that of the sources that it scores."""
+    headline, query = PUBLISHED[name]
+    argv = ["--data", tiny_dataset, "--out", tmp_path / "out", "--protocol", name, "--split", "val"]
+    flags = ["--checkpoint", shared_checkpoint(), "--mixtures", "2", "--seconds", "0.25"]
+    given = [str(flag) for flag in (*flags, *argv)]
+    assert run(evaluate.main, evaluate.parser(), (RecordError, ValueError), given) == 0
+    (row,) = (row for row in _rows(tmp_path / "out") if row["query"])
+    assert (row["query"], row["masks"]) == (query, "none")
+    figure = headline.removesuffix("i")
+    rows = [(_row(x, query=query)[figure], _row(x, system="mixture")[figure])
+            for x in _lines(tmp_path / "out")]  # fmt: skip
+    if headline.endswith("i"):  # the first source's alone
+        expected = [own[0] - before[0] for own, before in rows]
+    else:
+        expected = [np.mean(own) for own, _ in rows]
+    assert row[headline] == pytest.approx(np.mean(expected), abs=2e-3)
+    assert "Differs: 16000 Hz instead of 32000" in (tmp_path / "out/results.md").read_text() or (
+        not name.startswith("audiosep")
+    )
+
+
+def test_improvements_need_the_mixture(tiny_dataset: Path, tmp_path: Path, capsys):
+    argv = ["--data", tiny_dataset, "--out", tmp_path / "out", "--baselines", "irm"]
+    assert _evaluate(*argv) == 2
+    assert "si_sdri, the figure of protocol opensep_jax" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_trained_clips_are_left_out_and_classes_told_apart(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     data = ["--data", tiny_dataset, "--out", tmp_path / "a", "--train_data", tiny_dataset]
     assert _evaluate(*data, "--train_split", "val") == 2
     assert "has 0 families of sounds" in capsys.readouterr().err
-    monkeypatch.setattr(evaluate, "names_of", lambda _: frozenset({"hum", "low tone"}))
+    monkeypatch.setattr(evaluate, "names_of", lambda _: frozenset({"Hums", "a low tone"}))
     assert _evaluate(*data, "--baselines", "mixture") == 0
     assert json.loads((tmp_path / "a" / "results.json").read_text())[
         "clips_left_out_as_trained_on"

@@ -1,16 +1,19 @@
 """The predecessor's public file, as torch writes it: into a checkpoint that separates."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from opensep_jax import evaluate
 from opensep_jax.api import Separator, load_separator
 from opensep_jax.cli import run
 from opensep_jax.import_predecessor import import_weights, main, parser
 from opensep_jax.models.paper import PAPER_SIZES
 from tests.random_paper import draw, draw_tensor
+from tests.tiny_dataset import prepare_folder
 from tests.tiny_text_encoder import write_tiny_bert
 
 torch = pytest.importorskip("torch")
@@ -99,6 +102,21 @@ def test_an_imported_checkpoint_separates(checkpoint: Path):
     np.testing.assert_allclose(separation.stems.sum(0) + separation.residual, wave[None], atol=1e-6)
     assert all(0.01 < source.energy_share < 0.99 for source in separation.sources)
     assert not np.allclose(*separation.stems, atol=1e-3)
+
+
+def test_an_imported_checkpoint_is_evaluated(checkpoint: Path, tiny_sounds: Path, tmp_path: Path):
+    """On records that its own text encoder prepared, by the predecessor's protocol."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    assert prepare_folder(tiny_sounds, data, checkpoint / "text_encoder") == 0
+    flags = {
+        "checkpoint": checkpoint, "data": data, "out": out, "protocol": "bimodal_vggsound",
+        "split": "val", "mixtures": 1, "seconds": 0.25, "measures": "snr,bss_sources_512",
+    }  # fmt: skip
+    argv = [f"--{key}={value}" for key, value in flags.items()]
+    assert run(evaluate.main, evaluate.parser(), (ValueError,), argv) == 0
+    (line,) = (json.loads(text) for text in (out / "items.jsonl").read_text().splitlines())
+    scores = {row["query"]: row["snr"] for row in line["scores"] if row["system"] != "irm"}
+    assert np.isfinite(scores["paraphrase"]).all() and scores["paraphrase"] != scores[""]
 
 
 def test_weights_stay_in_float32(checkpoint: Path, tensors: dict[str, np.ndarray]):

@@ -56,7 +56,7 @@ def test_labels_get_their_properties(prepared):
     names = [clip.sources[0].name for clip in dataset.clips]
     (prompts,) = _prompts(dataset, names.index("bird chirping, tweeting"))
     assert prompts["label"] == prompts["caption"] == ["bird chirping, tweeting"]
-    assert "the sound of bird chirping, tweeting" in prompts["paraphrase"]
+    assert "The sound of bird chirping, tweeting" in prompts["paraphrase"]
     (description,) = prompts["description"]
     assert description.startswith("bird chirping, tweeting: ") and "frequency" in description
     assert "owl hooting" not in names  # unseen

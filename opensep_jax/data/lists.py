@@ -13,8 +13,9 @@ from opensep_jax.data.pipeline import crop
 from opensep_jax.data.records import PreparedDataset, RecordError
 
 PARTNERS = ("families", "names", "any")
-CROPS = ("sounding", "centre", "start")
-LEVELS = ("equal_rms", "as_recorded", "snr")
+CROPS = ("sounding", "centre", "centre_padded", "start")
+LEVELS = ("equal_rms", "as_recorded", "as_published", "snr")
+PUBLISHED_GAIN = 0.5  # of the records of a published mixture, so that none is beyond full scale
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +210,12 @@ def render_by(
         mixture: clips and seed.
         samples: T.
         crops: `sounding`: where there is sound, a short clip in silence at a random place;
-            `centre`: the middle, a short clip repeated; `start`: the beginning, silence after.
+            `centre`: the middle, a short clip repeated; `centre_padded`: the middle, a short clip
+            between silences; `start`: the beginning, silence after.
         levels: `equal_rms`: each clip by `range_db` around an RMS of 0.1, the sum scaled to a peak
-            of 0.9 where it would exceed that; `as_recorded`: each over the number of clips; `snr`:
-            the first clip over each other one, within `range_db`, the sum scaled to a peak of 0.9
+            of 0.9 where it would exceed that; `as_recorded`: each over the number of clips;
+            `as_published`: the same, but the clips of a published mixture sum to it; `snr`: the
+            first clip over each other one, within `range_db`, the sum scaled to a peak of 0.9
             where it would exceed full scale.
         range_db: lowest and highest.
     """
@@ -224,6 +227,8 @@ def render_by(
         gain = 1 / len(mixture.clips)
         if levels == "equal_rms":
             gain = 0.1 * 10 ** (rng.uniform(*range_db) / 20) / rms
+        elif levels == "as_published" and mixture.texts:
+            gain = 1 / PUBLISHED_GAIN
         elif levels == "snr":
             gain = 1.0
             if sources:
@@ -233,7 +238,7 @@ def render_by(
         sources.append(wave_T * gain)
     sources_ST = np.stack(sources)
     peak = float(np.abs(sources_ST.sum(0)).max())
-    if peak > (0.9 if levels == "equal_rms" else 1.0):
+    if peak > {"equal_rms": 0.9, "as_published": np.inf}.get(levels, 1.0):
         sources_ST = sources_ST * (0.9 / peak)
     return sources_ST.astype(np.float32)
 
@@ -245,6 +250,10 @@ def _cropped(clip_T: np.ndarray, samples: int, rule: str, rng: np.random.Generat
         clip_T = np.tile(clip_T, -(-samples // len(clip_T)))
         start = (len(clip_T) - samples) // 2
         return clip_T[start : start + samples]
+    if rule == "centre_padded":
+        start, missing = max(0, len(clip_T) - samples) // 2, max(0, samples - len(clip_T))
+        clip_T = clip_T[start : start + samples]
+        return np.pad(clip_T, (missing - missing // 2, missing // 2))
     return np.pad(clip_T[:samples], (0, max(0, samples - len(clip_T))))
 
 

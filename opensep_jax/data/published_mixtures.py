@@ -20,9 +20,8 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from opensep_jax.data.lists import PUBLISHED_GAIN
 from opensep_jax.signal.audio import AudioError, read_audio
-
-_GAIN = 0.5
 
 
 class Published(NamedTuple):
@@ -79,7 +78,7 @@ def split_mixture(published: Published) -> tuple[np.ndarray, int]:
             f"{published.mixture.name} has {len(waves[1])} at {read[1].sample_rate_hz} Hz"
         )
     source_T, mix_T = waves
-    return _GAIN * np.stack([source_T, mix_T - source_T]), read[0].sample_rate_hz
+    return PUBLISHED_GAIN * np.stack([source_T, mix_T - source_T]), read[0].sample_rate_hz
 
 
 def main() -> int:

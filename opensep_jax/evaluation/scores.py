@@ -18,6 +18,7 @@ from opensep_jax.evaluation.systems import System, baseline_stems
 from opensep_jax.sharding import batch_sharding, place
 from opensep_jax.signal.measures import measure
 from opensep_jax.signal.stems import counts_in_published_scores, is_silent
+from opensep_jax.text.match import match_names
 
 
 def score_lists(
@@ -51,7 +52,7 @@ def score_lists(
         batch: mixtures at a time; every run forms the same batches, so a rerun repeats figures.
         shard: this process takes the batches number shard, shard + num_shards, ...
         num_shards: processes.
-        seen: names in the training set, if it is known.
+        seen: names in the training set, if it is known; by `text.match`, not by spelling.
     """
     for count, mixtures in lists.items():
         parts = [
@@ -153,8 +154,14 @@ def _described(
     names = [[source.name for source in clip.sources] for clip in clips]
     line = {"clips": [clip.path for clip in clips], "names": [", ".join(n) for n in names]}
     if seen is not None:
-        line["seen"] = [set(own) <= seen for own in names]
+        line["seen"] = [all(_means_one(name, seen) for name in own) for own in names]
     return line
+
+
+@functools.cache
+def _means_one(name: str, seen: frozenset[str]) -> bool:
+    """Whether a name means one of these, in other words maybe: "Dog" and "dog barking"."""
+    return bool(match_names([name], [sorted(seen)]))
 
 
 def _rounded(value: np.ndarray) -> list[float | None] | bool:

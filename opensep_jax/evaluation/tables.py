@@ -180,11 +180,14 @@ def markdown(rows: Sequence[dict], headline: str) -> str:
         shown = [name for name in shown if name != "bss_sources_512_sdr"]
     titles = [_TITLES.get(name, name) for name in shown]
     grouped = len({row["group"] for row in rows}) > 1
+    partial = any(row["left_out"] for row in rows)
     head = ["sources", *(["classes"] if grouped else []), "system", "query", "masks", "mixtures"]
+    head += ["left out"] if partial else []
     lines = [f"| {' | '.join([*head, *titles])} |", "|---" * (len(head) + len(shown)) + "|"]
     for row in rows:
         cells = [row["sources"], *([row["group"]] if grouped else [])]
         cells += [row["system"], row["query"], row["masks"], row["mixtures"]]
+        cells += [row["left_out"]] if partial else []
         cells += [row.get(name, "") for name in shown]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ WORDINGS = ("caption", "label", "paraphrase", "description")
 
 # Wordings that any label can take.
 TEMPLATES = (
-    "the sound of {label}",
+    "The sound of {label}",  # as BiModalSep asks
     "{label} can be heard",
     "a recording of {label}",
 )

@@ -155,6 +155,14 @@ def test_published_levels_and_crops(dataset):
     long = lists.render_by(dataset, mixture, 30_000, "centre", "as_recorded", (0.0, 0.0))
     for row, wave in zip(long, raw, strict=True):  # repeated, no silence
         np.testing.assert_allclose(row[: -len(wave)], row[len(wave) :], rtol=1e-6)
+    padded = lists.render_by(dataset, mixture, 30_001, "centre_padded", "as_recorded", (0.0, 0.0))
+    for row, wave in zip(padded, raw, strict=True):  # as much silence before as after
+        before = (30_001 - len(wave) + 1) // 2
+        np.testing.assert_allclose(row, np.pad(wave / 2, (before, 30_001 - len(wave) - before)))
+    middle = lists.render_by(dataset, mixture, 400, "centre_padded", "as_recorded", (0.0, 0.0))
+    np.testing.assert_array_equal(
+        middle, lists.render_by(dataset, mixture, 400, "centre", "as_recorded", (0.0, 0.0))
+    )
     for level_db in (-7.0, 12.0):
         first, other = lists.render_by(dataset, mixture, 4000, "start", "snr", (level_db, level_db))
         ratio_db = 10 * np.log10(np.mean(first**2) / np.mean(other**2))

@@ -38,7 +38,10 @@ def test_changes_are_told():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"crops": "middle"}, "crops middle not known; known: sounding, centre, start"),
+        (
+            {"crops": "middle"},
+            "crops middle not known; known: sounding, centre, centre_padded, start",
+        ),
         ({"measures": []}, "measures empty not known"),
         ({"sdr": "snr"}, "keys sdr missing or unknown"),
         ({"seconds": "ten"}, "not supported between"),
