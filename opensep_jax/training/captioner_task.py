@@ -218,7 +218,9 @@ class CaptionerTask:
                 wave_T = mixture_wave(
                     self.val, mixtures[row], settings["seconds"], settings["level_db"]
                 )
-                said = f"said: {captions[row]}\n\ntrue: {compose(clauses[n] for n in true[row])}"
+                # A name that training does not know has no clause.
+                there = compose(clauses.get(name, name) for name in true[row])
+                said = f"said: {captions[row]}\n\ntrue: {there}"
                 exhibit.add_caption(f"{sources}_sources/{row}", wave_T, said)
         return scores | {"val/f1": float(np.mean(f1))}, exhibit
 
