@@ -240,9 +240,19 @@ def make_targets(task: SeparatorTask, batch: dict, key: jax.Array) -> dict[str, 
 
 
 def whole_frames(net: SeparatorNet, crop_s: float) -> int:
-    """Samples of a training mixture of about `crop_s` seconds: a whole number of frames."""
+    """Samples of a training mixture of about `crop_s` seconds: a whole number of frames.
+
+    Raises:
+        ValueError: nothing is left of it.
+    """
     hop = net.stft.hop_samples
-    return round(crop_s * net.sample_rate_hz / hop) * hop - hop
+    samples = round(crop_s * net.sample_rate_hz / hop) * hop - hop
+    if samples < 1:
+        raise ValueError(
+            f"data.crop_s={crop_s} is too short: two hops are needed (stft.hop_samples={hop}, "
+            f"sample_rate_hz={net.sample_rate_hz})"
+        )
+    return samples
 
 
 def build_separator_task(
