@@ -178,7 +178,7 @@ class Separator:
     ) -> Separation:
         text, arrays = self.text_of(sources), _Arrays(len(sources), samples_CT)
         wave = _Wave(samples_CT, sample_rate_hz)
-        task = Task(lambda: contextlib.nullcontext(wave), text, lambda _: arrays, {})
+        task = Task(lambda: contextlib.nullcontext(wave), text, lambda _: arrays)
         with contextlib.closing(separate_all([task], self.engine)) as events:
             for event in events:
                 if event.error is not None:
