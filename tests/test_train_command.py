@@ -143,7 +143,7 @@ def test_a_workdir_of_another_config(
 
     def begin(run: object, state: TrainState, board: object, saved: Checkpoints, *_) -> None:
         if not saved.steps:
-            saved.save(1, state.replace(ema={}), state.ema, {})
+            saved.save(1, state.replace(ema={}), state.ema)
         raise Begun("begun")
 
     monkeypatch.setattr(train, "loop", begin)
@@ -162,10 +162,10 @@ def test_a_full_disk_stops_the_run(
     """The checkpoint before is whole."""
 
     def saves(run: object, state: TrainState, board: Board, saved: Checkpoints, *_) -> None:
-        saved.save(1, state.replace(ema={}), state.ema, {})
+        saved.save(1, state.replace(ema={}), state.ema)
         saved.wait()
         (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**16))
-        saved.save(2, state.replace(ema={}), state.ema, {})
+        saved.save(2, state.replace(ema={}), state.ema)
 
     monkeypatch.setattr(train, "loop", saves)
     code, said = cli(*_flags(tiny_dataset, small_disk))
