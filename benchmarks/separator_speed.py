@@ -97,7 +97,7 @@ def ours(size: str, window_s: float) -> tuple[Engine, Callable[[Path, Path], Non
     text = Text(states_PLC, np.ones((PROMPTS, TOKENS), bool), PROMPTS, 0)
 
     def run(path: Path, folder: Path) -> None:
-        task = Task(lambda: AudioReader(path), text, lambda signal: Files(folder, signal), {})
+        task = Task(lambda: AudioReader(path), text, lambda signal: Files(folder, signal))
         for event in separate_all([task], engine):
             if event.error is not None:
                 raise event.error

@@ -82,7 +82,8 @@ class Separator:
         """
         config, net, params = load_separator(name_or_path)
         trained = config["text_encoder"]
-        beside = Path(name_or_path) / trained["name"]  # where an imported checkpoint brings its own
+        # Where an imported checkpoint brings its own.
+        beside = Path(name_or_path).expanduser() / trained["name"]
         encoder_name = text_encoder or (str(beside) if beside.is_dir() else trained["name"])
         encoder = load_text_encoder(encoder_name, trained["max_tokens"])
         if encoder.id != trained["id"]:
@@ -177,7 +178,7 @@ class Separator:
     ) -> Separation:
         text, arrays = self.text_of(sources), _Arrays(len(sources), samples_CT)
         wave = _Wave(samples_CT, sample_rate_hz)
-        task = Task(lambda: contextlib.nullcontext(wave), text, lambda _: arrays, {})
+        task = Task(lambda: contextlib.nullcontext(wave), text, lambda _: arrays)
         with contextlib.closing(separate_all([task], self.engine)) as events:
             for event in events:
                 if event.error is not None:

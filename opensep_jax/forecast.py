@@ -19,7 +19,6 @@ from opensep_jax.planning import figures
 from opensep_jax.planning.hlo import read_program
 from opensep_jax.planning.topology import Topology
 from opensep_jax.planning.work import products
-from opensep_jax.tasks import build_task
 from opensep_jax.text.cache import Cache, digest
 from opensep_jax.training.step import TrainState, init_state
 from opensep_jax.training_run import Run, design, jit_step
@@ -49,7 +48,7 @@ def records(config: ml_collections.ConfigDict, text_width: int) -> Iterator[str]
 
 def compiled(config: ml_collections.ConfigDict, topology: Topology, cache: Cache) -> dict:
     """What the compiler says of the step on a slice; from the cache if it has said so before."""
-    run = design(config, build_task(config), topology.devices)
+    run = design(config, topology.devices)
     state, batch = abstract_inputs(run)
     lowered = jit_step(run).lower(state, batch, run.constants, run.key)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
@@ -111,7 +110,7 @@ def estimated(config: ml_collections.ConfigDict, topology: Topology) -> dict:
     rows = config.train.batch // topology.chips
     one = {"train.batch": rows, "mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1}
     config = changed(config, one)
-    run = design(config, build_task(config), jax.devices("cpu")[:1])
+    run = design(config, jax.devices("cpu")[:1])
     state, batch = abstract_inputs(run)
     step = jit_step(run).trace(state, batch, run.constants, run.key)
     common = common_facts(run, state, batch)

@@ -82,17 +82,21 @@ def check_shared(folder: Path | epath.Path) -> None:
         )
 
 
+class Preempted(Exception):
+    """The run has been told to stop."""
+
+
 class Preemption:
     """Whether the run has been told to stop: by SIGTERM, or by notice of a TPU's maintenance.
 
-    Of several processes any may be told, and all learn of it at the same step, through JAX's
-    preemption service. It compares numbers that it is asked with, so all of a program must ask with
-    the same ones: `checkpoint.state` keeps orbax from asking.
+    Of several processes any may be told, and all learn of it when they ask for the same time,
+    through JAX's preemption service. It compares numbers that it is asked with, so nobody else may
+    ask: `checkpoint.state` keeps orbax from it.
     """
 
     def __init__(self):
         """Listens from now on; SIGTERM no longer ends this process by itself."""
-        self._told, self._first = False, None
+        self._told, self._asked = False, 0
         self._several = jax.process_count() > 1  # then JAX's service listens to the signal
         if not self._several:
             self._before = signal.signal(signal.SIGTERM, self._note)
@@ -103,16 +107,24 @@ class Preemption:
     @property
     def told_alone(self) -> bool:
         """Whether the only process has been told; several must ask `reached`."""
+        return self._told and not self._several
+
+    def reached(self) -> bool:
+        """Whether to stop now; all processes must ask equally often, and soon after one another.
+
+        Asking costs nothing: they talk to each other only once one has been told.
+        """
+        if self._several and not self._told:
+            # Counted from 1: one who is told before the first question counts as being at 0, and
+            # all stop at 1.
+            self._asked += 1
+            self._told = multihost_utils.reached_preemption_sync_point(self._asked)
         return self._told
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after this step; every process must ask after each of its steps."""
-        if not self._several:
-            return self._told
-        # Counted from the first question: one who is told before it counts as being at 0, and all
-        # stop at 1, which in a run that is resumed is no step.
-        self._first = step if self._first is None else self._first
-        return multihost_utils.reached_preemption_sync_point(step - self._first + 1)
+    def check(self) -> None:
+        """Raises `Preempted` if `reached`."""
+        if self.reached():
+            raise Preempted
 
     def close(self) -> None:
         """SIGTERM does again what it did before."""

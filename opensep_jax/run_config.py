@@ -28,6 +28,7 @@ POSITIVE_KEYS = (
     "train.accumulation", "train.batch", "train.keep_checkpoints",
     "train.log_every_steps", "train.save_every_steps", "train.steps",
 )  # fmt: skip
+SECONDS_KEYS = ("window_s", "data.crop_s", "eval.seconds")
 # Sections of numbers that are not negative, and not all of them zero.
 WEIGHT_KEYS = ("captioner.counts", "data.wordings", "loss", "mix.counts")
 
@@ -38,15 +39,26 @@ def check_numbers(config: ml_collections.ConfigDict) -> None:
     wrong = [f"config.{key}={values[key]}" for key in POSITIVE_KEYS if values[key] <= 0]
     if wrong:
         raise DoorError(f"{', '.join(wrong)} must be positive")
+    for key in SECONDS_KEYS:
+        if round(values[key] * config.sample_rate_hz) < 1:
+            raise DoorError(
+                f"config.{key}={values[key]} is less than a sample of "
+                f"config.sample_rate_hz={config.sample_rate_hz}"
+            )
+    if min(config.eval.sources, default=0) < 1:
+        raise DoorError(
+            f"config.eval.sources={config.eval.sources}: numbers of sources, such as (2, 3), "
+            "are needed, and positive ones"
+        )
     for section in WEIGHT_KEYS:
         weights = {k: v for k, v in values.items() if k.startswith(f"{section}.")}
         if min(weights.values()) < 0 or not any(weights.values()):
             shown = ", ".join(f"config.{key}={value}" for key, value in weights.items())
             raise DoorError(f"{shown}: none may be negative, and one must be more than zero")
-    if config.mesh.tensor > 1:
+    if config.mesh.tensor != 1:
         raise DoorError(
-            f"config.mesh.tensor={config.mesh.tensor}: no network that is trained has anything to "
-            "split over this axis; use mesh.data or mesh.fsdp"
+            f"config.mesh.tensor={config.mesh.tensor} must be 1: no network that is trained has "
+            "anything to split over this axis; use mesh.data or mesh.fsdp"
         )
 
 

@@ -10,6 +10,7 @@ maintenance notice) and has saved all: the same command goes on from there.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ from ml_collections import config_flags
 from opensep_jax import sharding
 from opensep_jax.checkpoint.state import Checkpoints, write_config
 from opensep_jax.cli import EXIT_CANNOT_RUN, EXIT_DONE, EXIT_PREEMPTED, VERSION, DoorError
-from opensep_jax.processes import Preemption, check_shared, in_cluster, join
+from opensep_jax.processes import Preempted, Preemption, check_shared, in_cluster, join
 from opensep_jax.run_config import flat, refuse_other_config
 from opensep_jax.tasks import describe
 from opensep_jax.training.board import Board
@@ -71,11 +72,13 @@ def main(
         profile_steps: first and last step that are profiled, counted from 1.
 
     Returns:
-        Exit code: `EXIT_PREEMPTED` if it was told to stop before its last step.
+        Exit code: `EXIT_PREEMPTED` if it was told to stop before it was through.
     """
     # First and last: SIGTERM breaks off neither the start nor what is being written at the end.
     with contextlib.closing(Preemption()) as preemption:
         stopped = go_on(config, workdir, devices, profile_steps, preemption)
+    if stopped:
+        logger.warning("told to stop; all is saved, run again to go on")
     return EXIT_PREEMPTED if stopped else EXIT_DONE
 
 
@@ -86,7 +89,7 @@ def go_on(
     profile_steps: tuple[int, int] | None,
     preemption: Preemption,
 ) -> bool:
-    """Starts a run or goes on with it; whether it was told to stop before its last step."""
+    """Starts a run or goes on with it; whether it was told to stop before it was through."""
     first_process = jax.process_index() == 0
     check_shared(workdir)
     run = start(config, devices)
@@ -103,7 +106,6 @@ def go_on(
             board.hparams(int(state.step), flat(config.to_dict()))
             profile = Profile(board.folder, profile_steps if first_process else None)
             if preemption.told_alone and int(state.step) < config.train.steps:
-                logger.warning("told to stop before the first step; run again to go on")
                 return True
             return loop(run, state, board, saved, profile, preemption)
 
@@ -119,11 +121,13 @@ def loop(
     """Steps, reports, validations and checkpoints from `state` to the last step.
 
     Returns:
-        Whether it was told to stop before that; all is saved.
+        Whether it was told to stop before it was through; all is saved.
     """
-    train, evaluation, first_step = run.config.train, run.config.eval, int(state.step)
+    train, first_step = run.config.train, int(state.step)
     step_fn, step_compiled = jit_step(run), None
-    whole = jax.jit(lambda params: params, out_shardings=sharding.replicated(run.mesh))
+    if due(run, first_step) and saved.lacks_scores(first_step):  # it had not come to its end
+        if not validate(run, state, board, saved, preemption):
+            return True
     stream = Timed(sharding.shard_batch(rows, run.mesh) for rows in run.batches(first_step))
     progress = Progress(
         board, stream, first_step=first_step, steps=train.steps,
@@ -145,37 +149,53 @@ def loop(
                 state, metrics = step_compiled(state, batch, run.constants, run.key)
             profile.after(done, metrics["loss"])
             progress.step(done, metrics)
-            stops = preemption.reached(done) and done < train.steps
-            evaluates = done == train.steps or (done % evaluation.every_steps == 0 and not stops)
+            stops, evaluates = preemption.reached(), due(run, done)
             saves = stops or evaluates or done % train.save_every_steps == 0
             if saves:  # the numbers of all its steps are on disk before a checkpoint is
                 progress.flush()
             if progress.halted or (saves and state.halted):
                 raise DoorError(halted(run, state, saved))
-            scores = {}
-            if evaluates:
-                try:
-                    with progress.paused():
-                        scores = validate(run, whole(state.ema), done, board)
-                except Exception:  # of memory, of records: the steps up to here are not lost
-                    saved.save(done, state.replace(ema={}), state.ema, {})
-                    raise
-            if saves:
-                saved.save(done, state.replace(ema={}), state.ema, scores)
+            if saves:  # and before a validation, whatever becomes of that
+                saved.save(done, state.replace(ema={}), state.ema)
                 board.publish()
+            if evaluates and not stops:
+                with progress.paused():
+                    stops = not validate(run, state, board, saved, preemption)
             if stops:
-                logger.warning("told to stop: saving step %d; run again to go on", done)
                 return True
     return False
 
 
-def validate(run: Run, params: dict, done: int, board: Board) -> dict[str, float]:
-    """Scores of a step's parameters on the fixed mixtures, which the board shows as well."""
-    scores, exhibit = run.task.validate(params, run.mesh)
-    board.scalars(done, scores)
-    board.exhibit(done, "val", exhibit)
-    logger.info("step %d: %s", done, summary(scores))
-    return scores
+def due(run: Run, step: int) -> bool:
+    """Whether there is a validation after a step."""
+    return step == run.config.train.steps or step % run.config.eval.every_steps == 0
+
+
+def validate(
+    run: Run, state: TrainState, board: Board, saved: Checkpoints, preemption: Preemption
+) -> bool:
+    """Scores the EMA on the fixed mixtures, for the board and the checkpoint of that step.
+
+    Returns:
+        Whether it came to its end; if not, it was told to stop.
+    """
+    step, params = int(state.step), _whole(run.mesh)(state.ema)
+    try:
+        scores, exhibit = run.task.validate(params, run.mesh, preemption.check)
+    except Preempted:
+        return False
+    board.scalars(step, scores)
+    board.exhibit(step, "val", exhibit)
+    board.publish()
+    saved.add_scores(step, scores)
+    logger.info("step %d: %s", step, summary(scores))
+    return True
+
+
+@functools.cache
+def _whole(mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+    """Parameters on every device, whole."""
+    return jax.jit(lambda params: params, out_shardings=sharding.replicated(mesh))
 
 
 def summary(values: dict[str, float]) -> str:

@@ -63,7 +63,7 @@ class Run:
 
 def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
     """Mesh, task, optimiser and layout of the state; what no step changes is on the devices."""
-    run = design(config, build_task(config), devices)
+    run = design(config, devices)
     whole = sharding.replicated(run.mesh)
     return dataclasses.replace(
         run,
@@ -72,11 +72,10 @@ def start(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | Non
     )
 
 
-def design(
-    config: ml_collections.ConfigDict, task: SeparatorTask, devices: Sequence[jax.Device] | None
-) -> Run:
+def design(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None) -> Run:
     """A run of shapes: nothing is put on the devices, which may be described and not there."""
     check_numbers(config)
+    task = build_task(config)
     mesh = sharding.make_mesh(
         **{axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices
     )

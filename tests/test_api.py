@@ -1,6 +1,7 @@
 """`Separator`: any length, rate and channel count; nothing lost, nothing compiled twice."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -210,6 +211,18 @@ def test_another_text_encoder_is_refused(tmp_path: Path):
     elsewhere = write_tiny_bert(tmp_path / "elsewhere")
     moved = Separator.from_pretrained(shared_checkpoint(), text_encoder=str(elsewhere))
     assert moved.models["text_encoder"]["id"].startswith("bert-2x16-")
+
+
+def test_a_text_encoder_beside_a_checkpoint_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = shutil.copytree(shared_checkpoint(), tmp_path / "imported")
+    config = json.loads((folder / "config.json").read_text())
+    shutil.copytree(config["text_encoder"]["name"], folder / "own_encoder")
+    config["text_encoder"]["name"] = "own_encoder"
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Separator.from_pretrained("~/imported").engine.encoder.id == config["text_encoder"]["id"]
 
 
 def test_normalised_masks_leave_no_residual(noise_T: np.ndarray):

@@ -158,6 +158,14 @@ def test_a_folder_of_another_evaluation_is_refused(results: Path, tiny_dataset: 
     assert "holds another evaluation (lists differ)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+def test_the_log_of_a_training_run_stays(tiny_dataset: Path, tmp_path: Path, name: str, capsys):
+    (tmp_path / name).write_text("of a run")
+    assert _evaluate("--data", tiny_dataset, "--out", tmp_path) == 2
+    assert f"holds a training run ({name}); use another --out" in capsys.readouterr().err
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [(name, "of a run")]
+
+
 def test_other_words_for_the_same_sounds_are_another_evaluation(
     results: Path, tiny_sounds: Path, tiny_encoder: Path, tmp_path: Path, capsys
 ):

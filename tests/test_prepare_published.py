@@ -15,7 +15,7 @@ from opensep_jax import cli, prepare, tasks, training_run
 from opensep_jax.data import pipeline
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule
 from opensep_jax.data.records import PreparedDataset, RecordError
-from opensep_jax.data.union import open_prepared
+from opensep_jax.data.union import join_families, open_prepared
 from opensep_jax.preparation import stages as preparing
 from opensep_jax.text.parse import Parser
 from tests import tiny_run
@@ -314,6 +314,17 @@ def test_families_can_be_kept_apart(tiny_dataset):
         return count
 
     assert met(False) > 20 and met(True) == 0
+
+
+def test_a_union_keeps_apart_what_any_of_its_sets_does():
+    first = {"strings": ["violin", "cello"], "dogs": ["bark", "howl"]}
+    second = {"bowed": ["violin", "viola"], "birds": ["crow"], "dogs": ["growl", "bark"]}
+    assert join_families([first, second]) == {
+        "strings": ["violin", "cello", "viola"], "dogs": ["bark", "howl", "growl"],
+        "birds": ["crow"],
+    }  # fmt: skip
+    third = {"reeds": ["oboe"], "wolves": ["howl", "oboe"]}
+    assert join_families([third, first])["reeds"] == ["oboe", "howl", "bark"]
 
 
 def test_a_mixture_can_be_of_one_scene(tiny_sounds, tiny_encoder, tmp_path, monkeypatch):

@@ -9,7 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from opensep_jax.processes import Preemption, ProcessError, check_shared, in_cluster, join
+from opensep_jax.processes import (
+    Preempted,
+    Preemption,
+    ProcessError,
+    check_shared,
+    in_cluster,
+    join,
+)
 from tests.several_processes import codes, free_port, started
 
 # Two devices each; every process writes what it has found to a file of its own.
@@ -37,7 +44,7 @@ while True:
     sums.add(float(total(sharding.shard_batch({"x": rows}, mesh)["x"])))
     if step == 3 and me == 1:
         os.kill(os.getpid(), signal.SIGTERM)
-    if preemption.reached(100 + step):
+    if preemption.reached():
         break
 found = {"devices": jax.device_count(), "refusal": refusal, "sums": sorted(sums), "step": step}
 (folder / f"{me}.json").write_text(json.dumps(found))
@@ -51,9 +58,9 @@ from opensep_jax import processes
 
 processes.join(sys.argv[1], 1, 0)
 preemption = processes.Preemption()
-assert not preemption.reached(1)
+assert not preemption.reached()
 os.kill(os.getpid(), signal.SIGTERM)
-assert preemption.reached(2)
+assert preemption.reached()
 preemption.close()
 """
 
@@ -111,8 +118,10 @@ def test_one_process_makes_its_folder(tmp_path: Path):
 def test_sigterm_is_a_note():
     before = signal.getsignal(signal.SIGTERM)
     preemption = Preemption()
-    assert not preemption.reached(1) and not preemption.told_alone
+    assert not preemption.reached() and not preemption.told_alone
     os.kill(os.getpid(), signal.SIGTERM)
-    assert preemption.reached(2) and preemption.reached(3) and preemption.told_alone
+    assert preemption.reached() and preemption.reached() and preemption.told_alone
+    with pytest.raises(Preempted):
+        preemption.check()
     preemption.close()
     assert signal.getsignal(signal.SIGTERM) is before

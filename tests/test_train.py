@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -22,6 +23,7 @@ from opensep_jax.checkpoint.state import Checkpoints, load_params
 from opensep_jax.cli import EXIT_DONE, EXIT_PREEMPTED, DoorError
 from opensep_jax.data.shards import shard_name
 from opensep_jax.data.text_table import write_text_shard
+from opensep_jax.training import separator_task
 from opensep_jax.training.separator_task import SeparatorTask
 from tests import tiny_run
 from tests.tiny_dataset import prepare_folder
@@ -172,6 +174,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(
 def test_a_validation_that_fails_costs_no_steps(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    """They are saved first, and what it was to say is made up for."""
+
     def fails(*_: object) -> None:
         raise MemoryError("of the devices")
 
@@ -187,13 +191,46 @@ def test_a_validation_that_fails_costs_no_steps(
 
         return Step()
 
-    monkeypatch.setattr(SeparatorTask, "validate", fails)
-    monkeypatch.setattr(train, "jit_step", slowly)
-    with pytest.raises(MemoryError, match="of the devices"):
-        _run(tiny_dataset, tmp_path, eval__every_steps=2)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
-    (_, speed), (_, other) = tiny_run.read_metrics(tmp_path, "speed/steps_per_s")
-    assert min(speed, other) > 1 / 8  # compiling is not counted
+    with monkeypatch.context() as patch:
+        patch.setattr(SeparatorTask, "validate", fails)
+        patch.setattr(train, "jit_step", slowly)
+        with pytest.raises(MemoryError, match="of the devices"):
+            _run(tiny_dataset, tmp_path, train__steps=3)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    speeds = [speed for _, speed in tiny_run.read_metrics(tmp_path, "speed/steps_per_s")]
+    assert len(speeds) == 3 and min(speeds) > 1 / 8  # compiling is not counted
+    assert _run(tiny_dataset, tmp_path, train__steps=3) == EXIT_DONE
+    ((step, score),) = tiny_run.read_metrics(tmp_path, "val/si_sdri")
+    scores = json.loads((tmp_path / "checkpoints" / "3" / "metrics" / "metrics").read_text())
+    assert step == 3 and scores["val/si_sdri"] == score
+
+
+def test_a_validation_stops_when_the_run_is_told_to(
+    straight: Path,
+    abandoned: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    shutil.copytree(abandoned, tmp_path, dirs_exist_ok=True)
+    mixture_batches, seen = separator_task.mixture_batches, []
+
+    def tell(*args: object, **settings: object) -> Iterator[dict]:
+        for batch in mixture_batches(*args, **settings):
+            seen.append(1)
+            if len(seen) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(separator_task, "mixture_batches", tell)
+        assert _run(tiny_dataset, tmp_path, eval__batch=1) == EXIT_PREEMPTED
+    assert len(seen) == 2  # of three
+    assert (tmp_path / "checkpoints" / str(STEPS)).exists()
+    assert not tiny_run.read_metrics(tmp_path, "val/si_sdri")
+    assert _run(tiny_dataset, tmp_path) == EXIT_DONE
+    for name in ("loss", "val/si_sdri"):
+        assert tiny_run.read_metrics(tmp_path, name) == tiny_run.read_metrics(straight, name)
 
 
 def test_a_run_that_is_told_to_stop_while_it_starts_has_done_nothing(

@@ -77,7 +77,12 @@ def _flags(folder: Path, tmp_path: Path, **changes: object) -> list[str]:
             "config.loss.magnitude_l1=0.0, config.loss.negative_snr=0.0: none may be negative",
         ),
         ({"data__wordings__label": -1.0}, "none may be negative, and one must be more than zero"),
-        ({"mesh__tensor": 2}, "config.mesh.tensor=2: no network that is trained"),
+        ({"mesh__tensor": 2}, "config.mesh.tensor=2 must be 1: no network that is trained"),
+        ({"mesh__tensor": -1, "mesh__data": 1}, "config.mesh.tensor=-1 must be 1"),
+        ({"data__crop_s": 4e-3}, "data.crop_s=0.004 is too short: two hops are needed (stft.hop"),
+        ({"eval__seconds": 1e-5}, "config.eval.seconds=1e-05 is less than a sample of config.sam"),
+        ({"eval__sources": ()}, "config.eval.sources=(): numbers of sources, such as (2, 3), are"),
+        ({"eval__sources": (2, 0)}, "config.eval.sources=(2, 0): numbers of sources"),
         ({"train__batch": "many"}, "train.batch"),
         ({"optim__lernrate": 1}, "lernrate"),
     ],
@@ -138,7 +143,7 @@ def test_a_workdir_of_another_config(
 
     def begin(run: object, state: TrainState, board: object, saved: Checkpoints, *_) -> None:
         if not saved.steps:
-            saved.save(1, state.replace(ema={}), state.ema, {})
+            saved.save(1, state.replace(ema={}), state.ema)
         raise Begun("begun")
 
     monkeypatch.setattr(train, "loop", begin)
@@ -157,10 +162,10 @@ def test_a_full_disk_stops_the_run(
     """The checkpoint before is whole."""
 
     def saves(run: object, state: TrainState, board: Board, saved: Checkpoints, *_) -> None:
-        saved.save(1, state.replace(ema={}), state.ema, {})
+        saved.save(1, state.replace(ema={}), state.ema)
         saved.wait()
         (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**16))
-        saved.save(2, state.replace(ema={}), state.ema, {})
+        saved.save(2, state.replace(ema={}), state.ema)
 
     monkeypatch.setattr(train, "loop", saves)
     code, said = cli(*_flags(tiny_dataset, small_disk))

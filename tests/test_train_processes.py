@@ -1,6 +1,6 @@
 """Real processes on loopback: one run on any topology, through kills and requests to stop.
 
-No run here comes to its end: each is told to stop, or killed, so nothing compiles a validation.
+No run here comes to its end: each is told to stop, or killed. Only the last test validates.
 """
 
 import json
@@ -33,12 +33,15 @@ SETTINGS = {
     "mesh__fsdp_min_size": 64,
 }
 
-# The command as it is, but that one process sends itself a signal while it takes a step's batch.
+# The command as it is, but that one process sends itself a signal while it takes the batch of a
+# step or of a validation.
 COMMAND = """
 import json, os, sys
 from opensep_jax import sharding, train
+from opensep_jax.training import separator_task
 
-shard_batch, hook = sharding.shard_batch, json.loads(os.environ["HOOK"])
+hook = json.loads(os.environ["HOOK"])
+shard_batch, mixture_batches = sharding.shard_batch, separator_task.mixture_batches
 step, mine = hook["first"], f"--process_id={hook['process']}" in sys.argv
 
 def shard(*args):
@@ -48,7 +51,13 @@ def shard(*args):
         os.kill(os.getpid(), hook["signal"])
     return shard_batch(*args)
 
-sharding.shard_batch = shard
+def validation(*args, **settings):
+    for number, batch in enumerate(mixture_batches(*args, **settings)):
+        if mine and number == hook["batch"]:
+            os.kill(os.getpid(), hook["signal"])
+        yield batch
+
+sharding.shard_batch, separator_task.mixture_batches = shard, validation
 train.cli()
 """
 
@@ -75,19 +84,28 @@ def _in_process(folder: Path, workdir: Path, last_step: int, data: int, fsdp: in
 
 
 def _processes(
-    folder: Path, workdir: Path, count: int, devices: int, step: int, send: int, *flags: str
+    folder: Path,
+    workdir: Path,
+    count: int,
+    devices: int,
+    step: int,
+    send: int,
+    *flags: str,
+    batch: int = -1,
 ) -> tuple[list[int], float]:
-    """Runs in processes, the last of which gets a signal at a step.
+    """Runs in processes, the last of which gets a signal at a step, or a batch of a validation.
 
     Returns:
         Exit codes, and seconds from the end of the last process to that of all.
     """
     settings = {name.replace("__", "."): value for name, value in SETTINGS.items()}
     settings |= {"data.folder": folder, "data.threads": 1}
-    command = ["-c", COMMAND, "--config=configs/debug.py", f"--workdir={workdir}", *flags]
-    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    command = ["-c", COMMAND, "--config=configs/debug.py", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()] + list(flags)
     first = max(_checkpoints(workdir), default=0)
-    hook = {"first": first, "process": count - 1, "step": step, "signal": int(send)}
+    hook = {
+        "first": first, "process": count - 1, "step": step, "batch": batch, "signal": int(send),
+    }  # fmt: skip
     with started(command, count, devices, workdir / "logs", HOOK=json.dumps(hook)) as children:
         codes(children[-1:])
         begin = time.monotonic()
@@ -180,3 +198,15 @@ def test_being_told_at_the_start_and_near_a_save(saved: Path, tiny_dataset: Path
     ended, _ = _processes(tiny_dataset, saved, 2, 1, told, signal.SIGTERM)
     assert ended == [EXIT_PREEMPTED] * 2
     assert told <= _checkpoints(saved)[-1] <= told + 3
+
+
+def test_being_told_in_a_validation(saved: Path, tiny_dataset: Path):
+    """All leave it at the same batch; it is made up for by any number of processes."""
+    flags = f"--config.eval.every_steps={SAVED + 2}", "--config.eval.batch=1"
+    ended, _ = _processes(tiny_dataset, saved, 2, 1, -1, signal.SIGTERM, *flags, batch=1)
+    assert ended == [EXIT_PREEMPTED] * 2, (saved / "logs" / "0.log").read_text()
+    assert _checkpoints(saved) == [SAVED, SAVED + 2]
+    assert not tiny_run.read_metrics(saved, "val/si_sdri")
+    ended, _ = _processes(tiny_dataset, saved, 2, 1, SAVED + 4, signal.SIGTERM, *flags)
+    assert ended == [EXIT_PREEMPTED] * 2, (saved / "logs" / "0.log").read_text()
+    assert [step for step, _ in tiny_run.read_metrics(saved, "val/si_sdri")] == [SAVED + 2]

@@ -82,7 +82,7 @@ class Output:
     def write(self, input_CT: np.ndarray, stems_SCT: np.ndarray) -> None:
         """Appends a block."""
         self._frames += input_CT.shape[1]
-        with self._work.timed("write"):
+        with self._work.watch.timing("write"):
             self._target.write(input_CT, stems_SCT)
 
     def finish(self) -> None:
@@ -92,7 +92,7 @@ class Output:
         sources = judge(work.sources, files.energies.shares(), self._evidence, agreements)
         kept = self._chosen(sources)
         if isinstance(files, Spool):
-            with work.timed("write"):
+            with work.watch.timing("write"):
                 files = self._write_chosen(files, kept)
         write_record(self._folder, self._record(sources, kept, files))
         self._closing.close()
@@ -173,6 +173,6 @@ class Output:
             "clipping": files.clipping,
             "dropped": [dataclasses.asdict(s) for i, s in enumerate(sources) if i not in kept],
             **work.identity,
-            "timings_s": work.seconds,
+            "timings_s": work.watch.rounded(),
             "version": __version__,
         }

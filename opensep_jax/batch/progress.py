@@ -69,7 +69,8 @@ class Progress:
         left_s = elapsed_s / self._done * (self._inputs - self._done)
         self._say(
             "input", input=str(job.path), output=job.relative, status=status, error=error,
-            timings_s=work.seconds, done=self._done, inputs=self._inputs, eta_s=round(left_s, 1),
+            timings_s=work.watch.rounded(), done=self._done, inputs=self._inputs,
+            eta_s=round(left_s, 1),
         )  # fmt: skip
 
     def end(self, padding: float) -> None:

@@ -73,7 +73,7 @@ class Stages:
     def _listen(self, work: Work) -> None:
         """Hears an input of which nothing is known."""
         if work.job.request.listens:
-            with work.timed("caption"):
+            with work.watch.timing("caption"):
                 work.heard = self.discovery.hear_file(work.job.path)
 
     def _describe(self, works: Sequence[Work]) -> None:
@@ -125,7 +125,7 @@ class Stages:
             notes = self.separator.notes(signal.sample_rate_hz, work.text)
             return Output(work, self.options, signal, notes, self._agreements)
 
-        return Task(opened, work.text, sink, work.seconds, work)
+        return Task(opened, work.text, sink, work, work.watch)
 
     def _agreements(self, work: Work, stems_ST: list) -> list[float | None]:
         """How far stems sound like their names, where a captioner has listened to the input."""
@@ -133,7 +133,7 @@ class Stages:
             return [None] * len(work.sources)
         names = [source.name for source in work.sources]
         rate_hz = self.separator.engine.net.sample_rate_hz
-        with work.timed("caption"):
+        with work.watch.timing("caption"):
             return self.discovery.agreements(names, stems_ST, rate_hz)
 
 
@@ -163,4 +163,4 @@ def _shared(works: Sequence[Work], stage: str) -> Iterator[None]:
     start = time.monotonic()
     yield
     for work in works:
-        work.spend(stage, (time.monotonic() - start) / len(works))
+        work.watch.add(stage, (time.monotonic() - start) / len(works))

@@ -1,15 +1,14 @@
 """An input of `infer` on its way through the stages, and what the user chose for all of them."""
 
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from opensep_jax.batch.inputs import Job, Request
 from opensep_jax.discovery import MERGE_SIMILARITY, MIN_ENERGY_SHARE, Found, Heard
 from opensep_jax.separation.engine import Text
 from opensep_jax.separation.stemfiles import Encoding
+from opensep_jax.separation.stopwatch import Stopwatch
 from opensep_jax.text.source import Source
 
 
@@ -54,7 +53,7 @@ class Work:
     Attributes:
         job: what was given.
         identity: what its result depends on.
-        seconds: time spent by stage.
+        watch: time spent by stage.
         heard: what will be captioned, or its caption; None if there are queries.
         found: its sources, where they come from a caption.
         sources: what is separated.
@@ -67,7 +66,7 @@ class Work:
 
     job: Job
     identity: dict = dataclasses.field(default_factory=dict)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     heard: Heard | None = None
     found: Found | None = None
     sources: tuple[Source, ...] = ()
@@ -81,14 +80,3 @@ class Work:
     def caption(self) -> str | None:
         """What was heard, or said to be."""
         return self.found.caption if self.found else self.job.request.caption
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Adds the time within to a stage."""
-        start = time.monotonic()
-        yield
-        self.spend(stage, time.monotonic() - start)
-
-    def spend(self, stage: str, seconds: float) -> None:
-        """Adds time to a stage."""
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + seconds, 3)

@@ -55,8 +55,9 @@ class Checkpoints:
         Args:
             workdir: of the run; in an object store as `epath.Path` (not yet run on one).
             config: stored with every checkpoint, JSON types only.
-            keep: how many of the newest to keep; the best by `metric` is kept besides.
-            metric: name in the scores given to `save`, larger is better.
+            keep: how many of the newest to keep; the best by `metric` is kept besides. What falls
+                behind is deleted by the next `save`.
+            metric: name in the scores given to `add_scores`, larger is better.
 
         Raises:
             CheckpointError: if there are checkpoints, but the JSON of none can be read.
@@ -92,14 +93,13 @@ class Checkpoints:
         """Steps of whole checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: object, ema: dict, scores: dict[str, float]) -> None:
+    def save(self, step: int, state: object, ema: dict) -> None:
         """Copies the arrays to the host, then writes them in the background.
 
         Args:
             step: steps done.
             state: all but the EMA.
             ema: parameters that are evaluated and shipped.
-            scores: of validation at this step; may be empty.
 
         Raises:
             CheckpointError: if this one or the one before cannot be written (a full disk); earlier
@@ -113,9 +113,25 @@ class Checkpoints:
         self.wait()
         self._unwritten = step
         try:
-            self._manager.save(step, args=items, metrics=scores)
+            self._manager.save(step, args=items, metrics={})
         except Exception as error:  # orbax and its storage raise many kinds
             raise self._not_written(error) from error
+
+    def lacks_scores(self, step: int) -> bool:
+        """Whether there is a checkpoint of that step, but no scores of it."""
+        return step in self.steps and not _everywhere(bool(self._manager.metrics(step)))
+
+    def add_scores(self, step: int, scores: dict[str, float]) -> None:
+        """Adds the scores of validation to the checkpoint of a step, once that is written.
+
+        Raises:
+            CheckpointError: if the checkpoint cannot be written.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            _replace(_scores_file(self._folder / str(step)), json.dumps(scores))
+        _meet("scores are written")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Returns when everything is written.
@@ -230,9 +246,14 @@ def read_config(workdir: Path | epath.Path) -> dict | None:
 def write_config(workdir: Path | epath.Path, config: dict) -> None:
     """Stores the config beside the checkpoints."""
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = workdir / ".config.json.tmp"
-    temporary.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
-    temporary.replace(workdir / "config.json")
+    _replace(workdir / "config.json", json.dumps(config, indent=1, sort_keys=True) + "\n")
+
+
+def _replace(file: Path | epath.Path, text: str) -> None:
+    """Writes a file that is never there in part."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
 
 
 def _read_arrays(folder: Path) -> dict:
@@ -258,6 +279,11 @@ def _config_file(step_folder: Path) -> Path:
     return step_folder / "config" / _CONFIG_FILE
 
 
+def _scores_file(step_folder: Path) -> Path:
+    """Where the scores of a checkpoint are, `{}` while it has none."""
+    return step_folder / "metrics" / "metrics"
+
+
 def _steps(folder: Path) -> list[int]:
     """Steps of checkpoints that were written to the end, oldest first."""
     if not folder.is_dir():
@@ -276,7 +302,7 @@ def _set_aside_broken_json(folder: Path) -> None:
     for step_folder in step_folders:
         try:
             json.loads(_config_file(step_folder).read_text())
-            scores = step_folder / "metrics" / "metrics"
+            scores = _scores_file(step_folder)
             json.loads(scores.read_text() if scores.exists() else "{}")
         except (ValueError, OSError) as error:
             broken.append(step_folder)
@@ -292,8 +318,13 @@ def _set_aside(step_folders: list[Path]) -> None:
     for folder in step_folders if jax.process_index() == 0 else ():
         names = (f"{folder.name}.damaged{suffix}" for suffix in ("", *range(2, 1000)))
         folder.rename(next(p for p in map(folder.with_name, names) if not p.exists()))
+    _meet("damaged checkpoints are set aside")
+
+
+def _meet(where: str) -> None:
+    """Waits until all processes are there."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        multihost_utils.sync_global_devices(where)
 
 
 def _everywhere(good: bool) -> bool:

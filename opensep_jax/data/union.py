@@ -1,9 +1,10 @@
 """Several prepared data sets as one."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.cluster.hierarchy import DisjointSet
 
 from opensep_jax.data.clip_table import ClipTable, make_table
 from opensep_jax.data.records import ClipEntry, Entries, PreparedDataset, RecordError
@@ -112,21 +113,40 @@ class PreparedUnion:
 
 def _join_info(sets: Sequence[PreparedDataset]) -> dict:
     """What `dataset.json` would say of all."""
-    families: dict[str, list[str]] = {}
-    placed: set[str] = set()
-    for name, labels in ((n, own) for s in sets for n, own in s.info["families"].items()):
-        families.setdefault(name, []).extend(label for label in labels if label not in placed)
-        placed.update(labels)
     scenes: dict[str, list[str]] = {}
     for name, labels in ((n, own) for s in sets for n, own in s.info["scenes"].items()):
         scenes.setdefault(name, []).extend(labels)
     first = sets[0].info
     return {
         **{key: first[key] for key in ("schema", "sample_rate_hz", "text_encoder", "text")},
-        "families": families,
+        "families": join_families([s.info["families"] for s in sets]),
         "scenes": scenes,
         "splits": {f"{i}_{s.split}": s.info["splits"][s.split] for i, s in enumerate(sets)},
     }
+
+
+def join_families(sets: Sequence[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+    """Families of several data sets as those of one: what meets in none of them never meets.
+
+    Args:
+        sets: labels by the name of their family, of each data set.
+
+    Returns:
+        Likewise; families of one name or with a label in common are one, by the first name.
+    """
+    joint = DisjointSet()
+    for name, labels in ((n, own) for families in sets for n, own in families.items()):
+        for member in (("family", name), *(("label", label) for label in labels)):
+            joint.add(member)
+            joint.merge(("family", name), member)
+    names: dict[tuple[str, str], str] = {}
+    found: dict[str, list[str]] = {}
+    for member in joint:  # in the order in which they came: a family before its labels
+        kind, word = member
+        family = found.setdefault(names.setdefault(joint[member], word), [])
+        if kind == "label":
+            family.append(word)
+    return found
 
 
 def _join_tables(sets: Sequence[PreparedDataset], ids: dict[str, int]) -> ClipTable:

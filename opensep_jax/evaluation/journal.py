@@ -8,6 +8,7 @@ from pathlib import Path
 from opensep_jax.data.storage import read_json, write_json
 
 _IDENTITY = "evaluation.json"
+_OF_TRAINING = ("checkpoints", "metrics.jsonl")
 
 
 class Journal:
@@ -67,12 +68,18 @@ def claim(folder: Path, identity: dict) -> None:
     """Makes a folder that of one evaluation, which later runs go on with.
 
     Raises:
-        ValueError: the folder holds another one; the message names what differs.
+        ValueError: the folder holds another one, and the message names what differs; or a training
+            run, whose log would be written over.
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / _IDENTITY
     identity = json.loads(json.dumps(identity))
     if not file.exists():
+        found = [name for name in _OF_TRAINING if (folder / name).exists()]
+        if found:
+            raise ValueError(
+                f"{folder} holds a training run ({', '.join(found)}); use another --out"
+            )
         write_json(file, identity)
         return
     stored = read_json(file)

@@ -20,6 +20,7 @@ import numpy as np
 
 from opensep_jax.separation.ahead import ahead
 from opensep_jax.separation.engine import Engine, Processed, Row, Text
+from opensep_jax.separation.stopwatch import Stopwatch
 from opensep_jax.signal.resampling import Resampler
 from opensep_jax.signal.streaming import Cutter, OverlapAdd, Window
 
@@ -61,15 +62,15 @@ class Task:
         open: gives the signal, in a context.
         text: what to find in it; None if nothing: then all of it is residual.
         sink: gives the sink for it.
-        seconds: time spent by stage, added to under `read` and `separate`.
         owner: whatever the caller wants back with the events.
+        watch: gets the time that is spent, as `read` and `separate`.
     """
 
     open: Callable[[], contextlib.AbstractContextManager[Signal]]
     text: Text | None
     sink: Callable[[Signal], Sink]
-    seconds: dict[str, float]
     owner: object = None
+    watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 
 
 class Event(NamedTuple):
@@ -131,7 +132,7 @@ def _read(tasks: Iterable[Task], engine: Engine, tracks: "_Tracks") -> Iterator[
         track = tracks.add(_Track(task, engine))
         try:
             with contextlib.ExitStack() as closing:
-                with track.spending("read"):
+                with task.watch.timing("read"):
                     signal = closing.enter_context(task.open())
                 track.begin(signal)
                 yield from track.pieces(signal)
@@ -181,16 +182,15 @@ class _Track:
                 yield _Piece(self, Window(block_CT, 0), (block_CT,))
                 continue
             since.append(block_CT)
-            for window in self._timed(cutter.push(self._down.push(block_CT))):
+            for window in self._timed(self._windows(cutter, block_CT)):
                 yield _Piece(self, window, tuple(since))
                 since = []
         if not self.count:
             yield _Piece(self, Window(block_CT[:, :0], 0, total=0))
             return
-        for window in self._timed(cutter.push(self._down.finish())):
+        for window in self._timed(self._windows(cutter, None)):
             yield _Piece(self, window, tuple(since))
             since = []
-        yield _Piece(self, cutter.finish(), tuple(since))
 
     def take(self, piece: _Piece, processed: Processed | None) -> Event:
         """Joins and writes a piece; never raises."""
@@ -212,10 +212,6 @@ class _Track:
         if self._sink is not None:
             self._sink.abort()
 
-    def spend(self, stage: str, seconds: float) -> None:
-        """Adds time to a stage."""
-        self.task.seconds[stage] = round(self.task.seconds.get(stage, 0.0) + seconds, 3)
-
     def _write(self, piece: _Piece, processed: Processed | None) -> int:
         self._held_CT = np.concatenate([self._held_CT, *piece.input], axis=1)
         self._length += sum(part_CT.shape[1] for part_CT in piece.input)
@@ -224,7 +220,7 @@ class _Track:
             stems_SCT = np.zeros((0, self._channels, ready), np.float32)
         else:
             self._sink.heard(processed)
-            with self.spending("separate"):
+            with self.task.watch.timing("separate"):
                 stems_SCT = self._join(piece.window, processed.stems_SCT)
             ready = stems_SCT.shape[-1]
         if ready:
@@ -243,21 +239,22 @@ class _Track:
             parts.append(self._up.finish(self._length))
         return np.concatenate(parts, axis=1).reshape(self.count, self._channels, -1)
 
+    def _windows(self, cutter: Cutter, block_CT: np.ndarray | None) -> Iterator[Window]:
+        """The windows that a block of the signal completes; without one those that are left."""
+        if block_CT is not None:
+            yield from cutter.push(self._down.push(block_CT))
+        else:
+            yield from cutter.push(self._down.finish())
+            yield cutter.finish()
+
     def _timed(self, items: Iterator) -> Iterator:
         """Adds the time in which items are made to `read`."""
         while True:
-            with self.spending("read"):
+            with self.task.watch.timing("read"):
                 item = next(items, None)
             if item is None:
                 return
             yield item
-
-    @contextlib.contextmanager
-    def spending(self, stage: str) -> Iterator[None]:
-        """Adds the time within to a stage."""
-        start = time.monotonic()
-        yield
-        self.spend(stage, time.monotonic() - start)
 
 
 class _Tracks:
@@ -341,6 +338,6 @@ def _deliver(pieces: list[_Piece], results: Callable[[], list]) -> list[Event]:
     for piece, made in zip(pieces, processed, strict=True):
         if not piece.track.ended:
             if made is not None:
-                piece.track.spend("separate", share)
+                piece.track.task.watch.add("separate", share)
             events.append(piece.track.take(piece, made))
     return events

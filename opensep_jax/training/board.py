@@ -40,6 +40,7 @@ class Board:
         the events by TensorBoard when it reads them.
         """
         self._active, self._remote, self.folder = active, None, workdir
+        self._published: dict[Path, tuple[int, int]] = {}  # size and time of change
         if not active:
             return
         if not isinstance(workdir, Path):
@@ -116,14 +117,16 @@ class Board:
         self._add(step, list(hparams_pb(plain).value))
 
     def publish(self) -> None:
-        """Copies what has been written to the object store, if the workdir is in one."""
+        """Copies what is new or has changed to the object store, if the workdir is in one."""
         if self._remote is None:
             return
         for file in sorted(self.folder.rglob("*")):
-            if file.is_file():
+            state = file.stat().st_size, file.stat().st_mtime_ns
+            if file.is_file() and self._published.get(file) != state:
                 copy = self._remote / file.relative_to(self.folder)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(file.read_bytes())
+                self._published[file] = state
 
     def close(self) -> None:
         """Closes the files."""

@@ -1,6 +1,6 @@
 """How well captions name the sources of fixed mixtures: precision, recall and count."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ def caption_mixtures(
     seconds: float,
     level_db: float,
     batch: int,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[list[str], np.ndarray]:
     """Captions of listed mixtures, and their tag logits, float32 [M, K].
 
@@ -34,9 +35,11 @@ def caption_mixtures(
         seconds: length of a mixture.
         level_db: levels around equal RMS, +-.
         batch: mixtures at a time, a multiple of the devices.
+        check: called before every batch; may raise.
     """
     captions, tags = [], []
     for first in range(0, len(mixtures), batch):
+        check()
         rows = mixtures[first : first + batch]
         waves = [mixture_wave(dataset, row, seconds, level_db) for row in rows]
         waves += [waves[0]] * (batch - len(waves))

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -184,12 +184,15 @@ class CaptionerTask:
         power_BNM = random_microphone(power_BNM, self.listener.white_M, keys_B, self.mel_augment)
         return random_holes(network_level(power_BNM), keys_B, self.mel_augment)
 
-    def validate(self, params: dict, mesh: jax.sharding.Mesh) -> tuple[dict[str, float], Exhibit]:
+    def validate(
+        self, params: dict, mesh: jax.sharding.Mesh, check: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], Exhibit]:
         """Scores of names on the fixed mixtures, and the first few of them to hear and read.
 
         Args:
             params: of the network, whole on every device of `mesh`.
             mesh: its devices share the mixtures.
+            check: called before every batch; may raise.
 
         Returns:
             Precision, recall, F1 and count error of the captions by number of sources, F1 of the
@@ -206,7 +209,7 @@ class CaptionerTask:
         for sources in counts:
             mixtures = list_mixtures(self.val, number, sources, seed)
             captions, tag_MK = caption_mixtures(
-                self.listener, params, self.val, mixtures, mesh=mesh, **settings
+                self.listener, params, self.val, mixtures, mesh=mesh, check=check, **settings
             )
             true = [true_names(self.val, mixture) for mixture in mixtures]
             found = name_scores([names_said(caption, clauses) for caption in captions], true)
@@ -218,7 +221,9 @@ class CaptionerTask:
                 wave_T = mixture_wave(
                     self.val, mixtures[row], settings["seconds"], settings["level_db"]
                 )
-                said = f"said: {captions[row]}\n\ntrue: {compose(clauses[n] for n in true[row])}"
+                # A name that training does not know has no clause.
+                there = compose(clauses.get(name, name) for name in true[row])
+                said = f"said: {captions[row]}\n\ntrue: {there}"
                 exhibit.add_caption(f"{sources}_sources/{row}", wave_T, said)
         return scores | {"val/f1": float(np.mean(f1))}, exhibit
 

@@ -6,7 +6,7 @@ and the loop in `train.py` know none of them.
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -146,12 +146,15 @@ class SeparatorTask:
                 metrics[f"loss/{name}/{level}"] = (jnp.sum(loss_BP * here_BP), jnp.sum(here_BP))
         return total, metrics
 
-    def validate(self, params: dict, mesh: jax.sharding.Mesh) -> tuple[dict[str, float], Exhibit]:
+    def validate(
+        self, params: dict, mesh: jax.sharding.Mesh, check: Callable[[], None] = lambda: None
+    ) -> tuple[dict[str, float], Exhibit]:
         """Scores on the fixed mixtures, and the first few of them to hear and see.
 
         Args:
             params: of the network, whole on every device of `mesh`.
             mesh: its devices share the mixtures.
+            check: called before every batch; may raise.
 
         Returns:
             Mean SI-SDR improvement (dB) by number of sources and mask rule, `val/si_sdri` over all
@@ -170,6 +173,7 @@ class SeparatorTask:
             mixtures = list_mixtures(self.val, number, sources, seed)
             results = []
             for batch in mixture_batches(self.val, mixtures, **settings):
+                check()
                 result = jax.device_get(score(params, place(batch, batch_sharding(mesh))))
                 if not results:
                     self._show(exhibit, mixtures, batch["sources"], result, range(shown))
@@ -240,9 +244,19 @@ def make_targets(task: SeparatorTask, batch: dict, key: jax.Array) -> dict[str, 
 
 
 def whole_frames(net: SeparatorNet, crop_s: float) -> int:
-    """Samples of a training mixture of about `crop_s` seconds: a whole number of frames."""
+    """Samples of a training mixture of about `crop_s` seconds: a whole number of frames.
+
+    Raises:
+        ValueError: nothing is left of it.
+    """
     hop = net.stft.hop_samples
-    return round(crop_s * net.sample_rate_hz / hop) * hop - hop
+    samples = round(crop_s * net.sample_rate_hz / hop) * hop - hop
+    if samples < 1:
+        raise ValueError(
+            f"data.crop_s={crop_s} is too short: two hops are needed (stft.hop_samples={hop}, "
+            f"sample_rate_hz={net.sample_rate_hz})"
+        )
+    return samples
 
 
 def build_separator_task(

@@ -40,7 +40,9 @@ def _save(workdir: Path, scores: dict[int, float | None], keep: int = 2) -> None
     """Saves steps one after the other and closes."""
     saved = _open(workdir, keep)
     for step, score in scores.items():
-        saved.save(step, _state(step), _ema(step), {} if score is None else {"score": score})
+        saved.save(step, _state(step), _ema(step))
+        if score is not None:
+            saved.add_scores(step, {"score": score})
     saved.close()
 
 
@@ -229,7 +231,7 @@ def _save_too_much(workdir: Path) -> str:
     """The message of a save that does not fit."""
     saved = _open(workdir)
     with pytest.raises(CheckpointError) as caught:
-        saved.save(2, {"noise": np.random.default_rng(0).normal(size=10**6)}, _ema(2), {})
+        saved.save(2, {"noise": np.random.default_rng(0).normal(size=10**6)}, _ema(2))
         saved.close()
     saved.close()  # does not raise again over what it has said
     return str(caught.value)
@@ -254,7 +256,7 @@ def test_save_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with monkeypatch.context() as patch:
         patch.setattr("orbax.checkpoint.CheckpointManager.save", full)
         with pytest.raises(CheckpointError) as caught:
-            _open(tmp_path).save(2, _state(2), _ema(2), {})
+            _open(tmp_path).save(2, _state(2), _ema(2))
     assert str(caught.value).endswith("No space left on device; whole checkpoints: 1")
     assert _restored_step(tmp_path) == 1
 

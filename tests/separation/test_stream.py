@@ -3,16 +3,19 @@
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from opensep_jax import Separator
+from opensep_jax.separation import stream
 from opensep_jax.separation.engine import Engine, Row
 from opensep_jax.separation.stemfiles import residual_of
+from opensep_jax.separation.stopwatch import Stopwatch
 from opensep_jax.separation.stream import Event, Task, separate_all
-from opensep_jax.signal.resampling import resample
+from opensep_jax.signal.resampling import Resampler, resample
 from opensep_jax.signal.streaming import OverlapAdd, Window
 from tests.tiny_checkpoint import shared_checkpoint
 
@@ -84,7 +87,7 @@ class Kept:
 def _task(engine: Engine, wave: Wave, queries: list[str]) -> tuple[Task, Kept]:
     kept = Kept()
     text = engine.embed(queries) if queries else None
-    return Task(lambda: contextlib.nullcontext(wave), text, lambda _: kept, {}, wave), kept
+    return Task(lambda: contextlib.nullcontext(wave), text, lambda _: kept, wave), kept
 
 
 def _run(engine: Engine, *waves: tuple[Wave, list[str]]) -> tuple[list[Kept], list[Event]]:
@@ -113,6 +116,25 @@ def test_streaming_equals_the_same_windows_in_memory(rate_hz: int, channels: int
     want = [resample(stem_CT, 16_000, rate_hz, input_CT.shape[1]) for stem_CT in inner_SCT]
     np.testing.assert_allclose(kept.stems, want, atol=1e-7)
     np.testing.assert_array_equal(kept.input, input_CT)
+
+
+def test_resampling_counts_as_reading(monkeypatch: pytest.MonkeyPatch):
+    class Slow(Resampler):
+        def push(self, samples_CT: np.ndarray) -> np.ndarray:
+            time.sleep(0.02)
+            return super().push(samples_CT)
+
+    monkeypatch.setattr(stream, "Resampler", Slow)
+    task, _ = _task(_engine(1), Wave(_noise(1, 12_340)), QUERIES[0])
+    assert [event.error for event in separate_all([task], _engine(1)) if event.ended] == [None]
+    assert task.watch.rounded()["read"] >= 10 * 0.02  # of ten blocks
+
+
+def test_a_stopwatch_keeps_parts_of_a_millisecond():
+    watch = Stopwatch()
+    for _ in range(1000):
+        watch.add("read", 0.0004)
+    assert watch.rounded() == {"read": 0.4}
 
 
 def test_company_and_order_change_no_bit():

@@ -103,6 +103,18 @@ def test_an_object_store_has_what_was_published(tmp_path: Path):
     assert values == [(1, 1), (2, 0.25)]
 
 
+def test_what_has_not_changed_is_not_published_again():
+    with memory_store() as bucket:
+        board = Board(bucket / "run")
+        (board.folder / "profile.pb").write_bytes(bytes(9))
+        board.publish()
+        (bucket / "run" / "profile.pb").unlink()  # would come back with another copy
+        board.scalars(1, {"loss": 1.0})
+        board.close()
+        events, lines = sorted(file.name for file in (bucket / "run").iterdir())
+        assert events.startswith("events") and '"loss": 1.0' in (bucket / "run" / lines).read_text()
+
+
 @pytest.mark.parametrize("call", ["scalars", "audio", "image", "text", "exhibit"])
 def test_other_processes_write_nothing(tmp_path: Path, call: str):
     board = Board(tmp_path / "none", active=False)

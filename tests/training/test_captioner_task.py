@@ -1,5 +1,6 @@
 """The captioner's training: the same on any mesh and in parts, resumable, and it learns."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_validation_names_sources(tiny_dataset: Path):
     assert list(exhibit.texts) == ["1_sources/0", "2_sources/0"]
     assert "true: The sound of" in exhibit.texts["2_sources/0"]
     assert exhibit.sounds["2_sources/0/mixture"].shape == (4000,)
+
+
+def test_validation_shows_names_that_training_lacks(tiny_dataset: Path):
+    run = tiny_captioner.start(tiny_dataset)
+    clauses = tuple((f"trained {name}", said) for name, said in run.task.listener.clauses)
+    listener = dataclasses.replace(run.task.listener, clauses=clauses)
+    task = dataclasses.replace(run.task, listener=listener)
+    _, exhibit = task.validate(tiny_captioner.first_state(run).params, run.mesh)
+    true = exhibit.texts["1_sources/0"].partition("true: ")[2].removesuffix(".")
+    assert true.lower() in {s.name for clip in task.val.clips for s in clip.sources}
 
 
 def test_mixtures_are_drawn_by_the_rules_of_the_config(tiny_dataset: Path):
