@@ -19,6 +19,9 @@ from tests.several_processes import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.s*"))
+# Of this environment, which need not be on the path (extra `test`), or any other.
+SHELLCHECK = shutil.which("shellcheck", path=Path(sys.executable).parent)
+SHELLCHECK = SHELLCHECK or shutil.which("shellcheck")
 
 # Notes its arguments, then ends as the next line of the file `answers` says: with an exit code, or
 # with 75 once it gets SIGTERM (`wait`).
@@ -75,10 +78,10 @@ def test_scripts_are_there():
         assert f"launch/{script.name}" in readme
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_shellcheck(script: Path):
-    done = subprocess.run(["shellcheck", "-x", str(script)], capture_output=True, text=True)
+    done = subprocess.run([SHELLCHECK, "-x", str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
