@@ -75,21 +75,28 @@ def _in_process(folder: Path, workdir: Path, last_step: int, data: int, fsdp: in
 
 
 def _processes(
-    folder: Path, workdir: Path, count: int, devices: int, step: int, send: int, *flags: str
+    folder: Path,
+    workdir: Path,
+    count: int,
+    devices: int,
+    step: int,
+    send: int,
+    *flags: str,
+    process: int = -1,
 ) -> tuple[list[int], float]:
-    """Runs in processes, the last of which gets a signal at a step.
+    """Runs in processes, one of which, by default the last, gets a signal at a step.
 
     Returns:
-        Exit codes, and seconds from the end of the last process to that of all.
+        Exit codes, and seconds from the end of that process to that of all.
     """
     settings = {name.replace("__", "."): value for name, value in SETTINGS.items()}
     settings |= {"data.folder": folder, "data.threads": 1}
     command = ["-c", COMMAND, "--config=configs/debug.py", f"--workdir={workdir}", *flags]
     command += [f"--config.{name}={value}" for name, value in settings.items()]
     first = max(_checkpoints(workdir), default=0)
-    hook = {"first": first, "process": count - 1, "step": step, "signal": int(send)}
+    hook = {"first": first, "process": process % count, "step": step, "signal": int(send)}
     with started(command, count, devices, workdir / "logs", HOOK=json.dumps(hook)) as children:
-        codes(children[-1:])
+        codes([children[process]])
         begin = time.monotonic()
         return codes(children), time.monotonic() - begin
 
@@ -154,11 +161,14 @@ def test_resuming_on_one_process(one_device: Path, saved: Path, tiny_dataset: Pa
     assert _difference(saved, one_device) < 1e-5
 
 
+@pytest.mark.parametrize("lost", [0, 1])  # the first one coordinates
 def test_resuming_on_two_processes_and_losing_one(
-    one_device: Path, saved: Path, tiny_dataset: Path
+    one_device: Path, saved: Path, tiny_dataset: Path, lost: int
 ):
-    ended, seconds = _processes(tiny_dataset, saved, 2, 1, 2 * SAVED + 8, signal.SIGKILL)
-    assert ended[1] == -signal.SIGKILL and ended[0] not in (0, EXIT_PREEMPTED)
+    ended, seconds = _processes(
+        tiny_dataset, saved, 2, 1, 2 * SAVED + 8, signal.SIGKILL, process=lost
+    )
+    assert ended[lost] == -signal.SIGKILL and ended[1 - lost] not in (0, EXIT_PREEMPTED)
     assert seconds < 60
     lost, newest = tiny_run.read_metrics(saved), _checkpoints(saved)[-1]
     assert (
