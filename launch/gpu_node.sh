@@ -28,6 +28,7 @@ while true; do
     code=0
     wait "$child" || code=$?
   done
+  if ((code == 143)); then code=75; fi # SIGTERM before Python listened to it: nothing is lost
   if ((code != 75 || left-- <= 0)); then exit "$code"; fi
   echo "told to stop; starting again" >&2
 done

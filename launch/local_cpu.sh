@@ -44,6 +44,7 @@ run_once() {
   for child in "${children[@]}"; do
     code=0
     exit_code_of "$child" || code=$?
+    if ((code == 143)); then code=75; fi # SIGTERM before Python listened to it: nothing is lost
     if ((code != 0 && (worst == 0 || worst == 75))); then worst=$code; fi
   done
   children=()

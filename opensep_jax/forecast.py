@@ -115,9 +115,12 @@ def estimated(config: ml_collections.ConfigDict, topology: Topology) -> dict:
     step = jit_step(run).trace(state, batch, run.constants, run.key)
     common = common_facts(run, state, batch)
     state_bytes = tree_bytes(state)
+    method = "roofline estimate: products at their peak, all else free"
+    if topology.chips > topology.chips_per_host:
+        method += "; network between nodes as NVIDIA's own nodes have"
     return {
         **common,
-        "method": "roofline estimate: products at their peak, all else free",
+        "method": method,
         "flops_per_step": common["flops_per_step"] * topology.chips,
         "flops_per_chip_compiler": step.lower().cost_analysis()["flops"],
         "mesh": {"data": topology.chips},
@@ -130,6 +133,7 @@ def estimated(config: ml_collections.ConfigDict, topology: Topology) -> dict:
             tree_bytes(state.params),
             topology.chips,
             topology.chip,
+            topology.chips_per_host,
         ),
         "fits": state_bytes <= topology.chip.memory_bytes,
     }

@@ -56,11 +56,15 @@ def test_a_roofline_of_a_gpu_node(report: dict):
 
 
 def test_other_tasks_and_scenes_are_planned_on_a_stand_in(tmp_path: Path):
-    config, topology = debug.get_config(), describe_topology("gpu:h100:1")
+    """On two nodes: each chip has 450 GB/s to its neighbours and 50 GB/s to the other node."""
+    config, topology = debug.get_config(), describe_topology("gpu:h100:16")
     config.data.update({"text_tokens": 8, "scenes": True})
-    config.task = "unconditional"
+    config.task, config.train.batch = "unconditional", 16
     report = plan.main(config, topology, cache=Cache(tmp_path))
     assert report["fits"] and report["network"] == "debug"
+    gradients = report["collective_bytes"]
+    seconds = 2 * gradients / 450e9 + 2 * gradients / 8 / 50e9
+    assert report["link_seconds"] == pytest.approx(seconds) and "nodes" in report["method"]
 
 
 @pytest.mark.parametrize("folder", ["gs://bucket/records", "one, two"])

@@ -92,11 +92,13 @@ def _processes(
     send: int,
     *flags: str,
     batch: int = -1,
+    process: int = -1,
 ) -> tuple[list[int], float]:
-    """Runs in processes, the last of which gets a signal at a step, or a batch of a validation.
+    """Runs in processes, one of which, by default the last, gets a signal: at a step, or at a
+    batch of a validation.
 
     Returns:
-        Exit codes, and seconds from the end of the last process to that of all.
+        Exit codes, and seconds from the end of that process to that of all.
     """
     settings = {name.replace("__", "."): value for name, value in SETTINGS.items()}
     settings |= {"data.folder": folder, "data.threads": 1}
@@ -104,10 +106,11 @@ def _processes(
     command += [f"--config.{name}={value}" for name, value in settings.items()] + list(flags)
     first = max(_checkpoints(workdir), default=0)
     hook = {
-        "first": first, "process": count - 1, "step": step, "batch": batch, "signal": int(send),
+        "first": first, "process": process % count, "step": step, "batch": batch,
+        "signal": int(send),
     }  # fmt: skip
     with started(command, count, devices, workdir / "logs", HOOK=json.dumps(hook)) as children:
-        codes(children[-1:])
+        codes([children[process]])
         begin = time.monotonic()
         return codes(children), time.monotonic() - begin
 
@@ -172,11 +175,14 @@ def test_resuming_on_one_process(one_device: Path, saved: Path, tiny_dataset: Pa
     assert _difference(saved, one_device) < 1e-5
 
 
+@pytest.mark.parametrize("lost", [0, 1])  # the first one coordinates
 def test_resuming_on_two_processes_and_losing_one(
-    one_device: Path, saved: Path, tiny_dataset: Path
+    one_device: Path, saved: Path, tiny_dataset: Path, lost: int
 ):
-    ended, seconds = _processes(tiny_dataset, saved, 2, 1, 2 * SAVED + 8, signal.SIGKILL)
-    assert ended[1] == -signal.SIGKILL and ended[0] not in (0, EXIT_PREEMPTED)
+    ended, seconds = _processes(
+        tiny_dataset, saved, 2, 1, 2 * SAVED + 8, signal.SIGKILL, process=lost
+    )
+    assert ended[lost] == -signal.SIGKILL and ended[1 - lost] not in (0, EXIT_PREEMPTED)
     assert seconds < 60
     lost, newest = tiny_run.read_metrics(saved), _checkpoints(saved)[-1]
     assert (

@@ -162,18 +162,17 @@ class Checkpoints:
         """
         damaged: list[str] = []
         for step in reversed(self.steps):
-            items = ocp.args.Composite(
-                state=ocp.args.StandardRestore(state), ema=ocp.args.StandardRestore(ema)
-            )
+            restored, why = None, "another process could not"
             try:
                 with _quiet_threads():
-                    restored, why = self._manager.restore(step, args=items), ""
+                    folder = self._folder / str(step)
+                    restored = _restored(folder / "state", state), _restored(folder / "ema", ema)
             except Exception as error:  # as in `save`
-                restored, why = None, _first_line(error)
+                why = _first_line(error)
             if _everywhere(restored is not None):
                 _set_aside([self._folder / str(later) for later in self.steps if later > step])
                 self._manager.reload()
-                return step, restored["state"], restored["ema"]
+                return step, *restored
             damaged.append(f"{self._folder / str(step)} cannot be read: {why}")
             logger.warning("%s", damaged[-1])
         if damaged:
@@ -259,14 +258,20 @@ def _replace(file: Path | epath.Path, text: str) -> None:
 def _read_arrays(folder: Path) -> dict:
     """The tree of arrays of an item, on the host."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    reader, folder = ocp.StandardCheckpointHandler(), epath.Path(folder)
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-        dict(reader.metadata(folder).tree),
-    )
-    arrays = reader.restore(folder, args=ocp.args.StandardRestore(target))
-    reader.close()
-    return jax.device_get(arrays)
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+        tree = dict(reader.metadata(epath.Path(folder)).tree)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), tree)
+    return jax.device_get(_restored(folder, target))
+
+
+def _restored(folder: Path | epath.Path, target: object) -> object:
+    """The arrays of an item, as `target` has them on this process.
+
+    Orbax's manager waits for all processes after it has read; where one cannot read, the others
+    would wait in vain. This waits for nobody.
+    """
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as reader:
+        return reader.restore(epath.Path(folder), args=ocp.args.StandardRestore(target))
 
 
 def _folder(workdir: Path | epath.Path) -> Path | epath.Path:

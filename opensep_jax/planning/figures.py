@@ -53,11 +53,17 @@ def compiled_seconds(cycles: int, collectives: Sequence[Mapping], chip: Chip) ->
 
 
 def roofline_seconds(
-    work: Sequence[Product], state_bytes: float, gradient_bytes: float, chips: int, chip: Chip
+    work: Sequence[Product],
+    state_bytes: float,
+    gradient_bytes: float,
+    chips: int,
+    chip: Chip,
+    chips_per_host: int,
 ) -> dict:
     """Time of a step if every product reaches the peak or the memory's bandwidth, and no more.
 
-    What lies between the products is taken to be fused with them.
+    What lies between the products is taken to be fused with them. Beyond one node the gradients are
+    summed within each over its links, then each chip's share of them over the network.
 
     Args:
         work: products of one chip's step, forward and backward.
@@ -65,15 +71,20 @@ def roofline_seconds(
         gradient_bytes: that all chips sum.
         chips: how many.
         chip: which.
+        chips_per_host: of a node.
     """
     products = sum(
         max(one.flops / chip.flops_per_s, one.bytes / chip.memory_bytes_per_s) for one in work
     )
     passes = _PASSES["all-reduce"] if chips > 1 else 0
+    link_seconds = passes * gradient_bytes / chip.link_bytes_per_s
+    if chips > chips_per_host:
+        share = gradient_bytes / chips_per_host
+        link_seconds += passes * share / chip.network_bytes_per_s
     return {
         "step_seconds_bound": products + 2 * state_bytes / chip.memory_bytes_per_s,
         "collective_bytes": gradient_bytes if chips > 1 else 0,
-        "link_seconds": passes * gradient_bytes / chip.link_bytes_per_s,
+        "link_seconds": link_seconds,
     }
 
 

@@ -20,6 +20,7 @@ from opensep_jax.checkpoint.state import (
 )
 from opensep_jax.processes import check_shared
 from tests.memory_store import memory_store
+from tests.several_processes import codes, started
 
 CONFIG = {"schema": 1, "nested": {"rate": 1e-3, "counts": [2, 3]}}
 
@@ -192,6 +193,53 @@ def test_damaged_newest_checkpoint(tmp_path: Path, kind: str, caplog: pytest.Log
     _save(tmp_path, {2: None})
     assert _restored_step(tmp_path) == 2
     assert len(list((tmp_path / "checkpoints").glob("2.damaged*"))) == 1
+
+
+# Saves two steps, then a process cannot read its part of the second one.
+ONE_OF_TWO_IS_BLIND = """
+import logging, os, pathlib, sys
+import jax, jax.numpy as jnp, orbax.checkpoint as ocp
+from opensep_jax import processes, sharding
+from opensep_jax.checkpoint.state import Checkpoints
+
+address, count, process = (flag.split("=")[1] for flag in sys.argv[1:])
+processes.join(address, int(count), int(process))
+mesh = sharding.make_mesh(data=1, fsdp=2, tensor=1)
+shapes = {"kernel": jax.ShapeDtypeStruct((8, 4), jnp.float32)}
+layout = sharding.param_sharding(shapes, mesh, min_size=8)
+fill = jax.jit(lambda x: {"kernel": jnp.full((8, 4), x)}, out_shardings=layout)
+saved = Checkpoints(pathlib.Path(os.environ["WORKDIR"]), {}, 2, "score")
+for step in (1, 2):
+    saved.save(step, fill(float(step)), fill(float(step)), {})
+saved.wait()
+
+read = ocp.StandardCheckpointHandler.restore
+
+def fail(self, directory, *args, **kwargs):
+    if process == os.environ["BLIND"] and directory.parent.name == "2":
+        raise OSError(5, "Input/output error")
+    return read(self, directory, *args, **kwargs)
+
+ocp.StandardCheckpointHandler.restore = fail
+target = sharding.shapes(shapes, layout)
+step, state, ema = saved.restore_newest(target, target)
+assert step == 1 and float(fill(1.0)["kernel"].sum()) == float(state["kernel"].sum()), step
+saved.close()
+"""
+
+
+@pytest.mark.parametrize("blind", [0, 1])
+def test_what_one_process_cannot_read_is_read_by_none(tmp_path: Path, blind: int):
+    logs = tmp_path / "logs"
+    variables = {"WORKDIR": str(tmp_path), "BLIND": str(blind)}
+    with started(["-c", ONE_OF_TWO_IS_BLIND], 2, 1, logs, **variables) as children:
+        ended = codes(children, timeout_s=90)
+    said = [(logs / f"{process}.log").read_text() for process in range(2)]
+    assert ended == [0, 0], said
+    name = f"{tmp_path}/checkpoints/2 cannot be read: "
+    assert f"{name}OSError: [Errno 5] Input/output error" in said[blind]
+    assert f"{name}another process could not" in said[1 - blind]
+    assert (tmp_path / "checkpoints" / "2.damaged").is_dir()
 
 
 def test_load_params_goes_back_to_a_whole_checkpoint(

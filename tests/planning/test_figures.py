@@ -2,7 +2,7 @@
 
 import pytest
 
-from opensep_jax.chips import TPUS, Chip
+from opensep_jax.chips import GPUS, TPUS, Chip, chip_of
 from opensep_jax.planning.figures import (
     compiled_seconds,
     memory_figures,
@@ -14,7 +14,7 @@ from opensep_jax.planning.work import Product
 
 CHIP = Chip(
     flops_per_s=1e12, memory_bytes=1000, memory_bytes_per_s=1e9, link_bytes_per_s=1e8,
-    flops_per_cycle=1000,
+    flops_per_cycle=1000, network_bytes_per_s=1e7,
 )  # fmt: skip
 
 
@@ -41,10 +41,16 @@ def test_cycles_become_seconds_and_an_all_reduce_passes_the_links_twice():
 
 def test_a_roofline_takes_the_slower_of_units_and_memory():
     work = [Product(flops=4e9, bytes=1e6), Product(flops=1e9, bytes=8e6)]  # 4 and 8 ms
-    alone = roofline_seconds(work, state_bytes=5e5, gradient_bytes=1e5, chips=1, chip=CHIP)
+    alone = roofline_seconds(work, 5e5, gradient_bytes=1e5, chips=1, chip=CHIP, chips_per_host=1)
     assert alone["step_seconds_bound"] == pytest.approx(13e-3) and not alone["link_seconds"]
-    eight = roofline_seconds(work, state_bytes=5e5, gradient_bytes=1e5, chips=8, chip=CHIP)
-    assert eight["link_seconds"] == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize("chips, milliseconds", [(1, 0), (8, 2), (16, 2 + 2.5), (64, 2 + 2.5)])
+def test_beyond_a_node_an_eighth_of_the_gradients_passes_the_network(
+    chips: int, milliseconds: float
+):
+    figures = roofline_seconds([], 0, 1e5, chips, CHIP, chips_per_host=min(chips, 8))
+    assert figures["link_seconds"] == pytest.approx(milliseconds / 1e3)
 
 
 def test_rates_and_costs():
@@ -64,6 +70,21 @@ def test_rates_and_costs():
 def test_clocks_follow_from_peaks():
     clocks = {name: round(chip.clock_hz / 1e9, 2) for name, chip in TPUS.items()}
     assert clocks == {"v4": 1.05, "v5e": 1.5, "v5p": 1.75, "v6e": 1.75}
+
+
+@pytest.mark.parametrize(
+    "kinds, chip",
+    [
+        (("TPU v5e", "TPU v5 lite"), TPUS["v5e"]),
+        (("TPU v5p", "TPU v5"), TPUS["v5p"]),
+        (("TPU v6e", "TPU v6 lite"), TPUS["v6e"]),
+        (("NVIDIA A100-PCIE-40GB", "NVIDIA A100-SXM4-40GB"), GPUS["a100-40gb"]),
+        (("NVIDIA A100 80GB PCIe",), GPUS["a100-pcie"]),
+        (("NVIDIA H100 NVL",), GPUS["h100-nvl"]),
+    ],
+)
+def test_chips_are_known_by_all_their_names(kinds: tuple[str, ...], chip: Chip):
+    assert {chip_of(kind) for kind in kinds} == {chip}
 
 
 @pytest.mark.parametrize(
