@@ -18,7 +18,8 @@ from opensep_jax.separator import (
     SeparatorNet,
     analyse,
     magnitude_products,
-    masks_of,
+    predict_masks,
+    reconcile,
     synthesise,
 )
 from opensep_jax.signal.streaming import Window, windows_for
@@ -225,9 +226,17 @@ class _Compiled:
     """The three parts of the signal path for one network, jitted, with counts of their traces."""
 
     def __init__(self, net: SeparatorNet):
-        def masks(*args: object) -> tuple[jax.Array, jax.Array]:
-            mask_WPFN = masks_of(net, *args)
-            return mask_WPFN, magnitude_products(mask_WPFN, args[1])
+        def masks(
+            params: dict,
+            power_WFN: jax.Array,
+            text_WPLC: jax.Array,
+            text_mask_WPL: jax.Array,
+            real_WP: jax.Array,
+            rule: str,
+        ) -> tuple[jax.Array, jax.Array]:
+            drawn_WPFN = predict_masks(net, params, power_WFN, text_WPLC, text_mask_WPL)
+            mask_WPFN = reconcile(drawn_WPFN, real_WP, rule)
+            return mask_WPFN, magnitude_products(mask_WPFN, power_WFN)
 
         self.traces: dict[str, int] = {}
         self.analyse = self._counted("analyse", functools.partial(analyse, net))
