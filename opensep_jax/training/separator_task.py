@@ -23,12 +23,7 @@ from opensep_jax.signal.stft import stft
 from opensep_jax.training.losses import LOSSES
 from opensep_jax.training.panels import Exhibit
 from opensep_jax.training.step import MEASURED, Metrics
-from opensep_jax.training.validation import (
-    RULES,
-    jitted_scores,
-    mean_and_error,
-    mixture_batches,
-)
+from opensep_jax.training.validation import RULES, jitted_scores, mean_score, mixture_batches
 
 logger = logging.getLogger("opensep_jax")
 
@@ -176,7 +171,7 @@ class SeparatorTask:
                 results.append({k: v for k, v in result.items() if k not in ("stems", "masks")})
             for rule in RULES:
                 values = np.concatenate([result[f"si_sdri_{rule}"] for result in results])[:number]
-                scores[f"val/si_sdri_{rule}/{sources}_sources"] = mean_and_error(values)[0]
+                scores[f"val/si_sdri_{rule}/{sources}_sources"] = mean_score(values)
             main.append(scores[f"val/si_sdri_limit/{sources}_sources"])
         return scores | {"val/si_sdri": float(np.mean(main))}, exhibit
 

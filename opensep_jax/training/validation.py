@@ -143,15 +143,11 @@ def mixture_batches(
         }
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean over mixtures and its standard error, of per-mixture means of [M, S] values.
+def mean_score(values: np.ndarray) -> float:
+    """Mean over mixtures of the mean over the sources of each, of [M, S] values.
 
     NaN, the score of a source without sound, counts nowhere.
     """
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values).all(-1)]
-    if not len(values):
-        return np.nan, np.nan
-    per_mixture = np.nanmean(values, -1)
-    error = per_mixture.std(ddof=1) / np.sqrt(len(per_mixture)) if len(per_mixture) > 1 else 0.0
-    return float(per_mixture.mean()), float(error)
+    return float(np.nanmean(values, -1).mean()) if len(values) else np.nan
