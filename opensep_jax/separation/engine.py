@@ -159,12 +159,7 @@ class Engine:
         self._count(rows)
         padded = [*rows, *[rows[-1]] * (self.batch - len(rows))]
         channels = [len(row.window.samples_CT) for row in padded]
-        # A peak of one to two, so that neither squares overflow nor floors matter; a power of two
-        # is exact. Denormal numbers are as good as none.
-        peaks = [np.abs(row.window.samples_CT).max() for row in padded]
-        exponent_W = np.frexp(np.array(peaks, np.float32))[1] - 1
-        least = 0 if self.net.hears_loudness else -126
-        scale_W = np.ldexp(np.float32(1), np.maximum(exponent_W, least))
+        scale_W = self._scales(padded)
         size, widest = self.shape(rows[0])[0], max(channels)
         spectra, energy_WFN = [], 0.0
         for first in range(0, widest, size):
@@ -184,20 +179,19 @@ class Engine:
         )
         samples = rows[0].window.samples_CT.shape[1]
         stems = [self._compiled.synthesise(s, mask_WPFN, samples) for s in spectra]
+        return lambda: _unpacked(rows, stems, products_WPP, scale_W)
 
-        def results() -> list[Processed]:
-            parts, products = [np.asarray(stem) for stem in stems], np.asarray(products_WPP)
-            found = []
-            for i, row in enumerate(rows):
-                count = row.text.count
-                stems_SCT = [part[i, :count] for part in parts]
-                stems_SCT = stems_SCT[0] if len(parts) == 1 else np.concatenate(stems_SCT, axis=1)
-                scale = float(scale_W[i])
-                products_SS = products[i, :count, :count].astype(np.float64) * scale**2
-                found.append(Processed(stems_SCT[:, : channels[i]] * scale_W[i], products_SS))
-            return found
+    def _scales(self, rows: Sequence[Row]) -> np.ndarray:
+        """What windows are divided by, float32 [W].
 
-        return results
+        They then have a peak of one to two, so that neither squares overflow nor floors matter; a
+        power of two is exact. Denormal numbers are as good as none, and a network that hears
+        loudness gets quiet windows as they are.
+        """
+        peaks = [np.abs(row.window.samples_CT).max() for row in rows]
+        exponent_W = np.frexp(np.array(peaks, np.float32))[1] - 1
+        least = 0 if self.net.hears_loudness else -126
+        return np.ldexp(np.float32(1), np.maximum(exponent_W, least))
 
     def _count(self, rows: Sequence[Row]) -> None:
         """Adds to what was computed: rows times samples times prompts."""
@@ -212,6 +206,31 @@ def _part(window: Window, first: int, size: int) -> np.ndarray:
     """Channels of a window, zeros beyond the last."""
     part_CT = window.samples_CT[first : first + size]
     return np.pad(part_CT, ((0, size - len(part_CT)), (0, 0)))
+
+
+def _unpacked(
+    rows: Sequence[Row],
+    stems: Sequence[jax.Array],
+    products_WPP: jax.Array,
+    scale_W: np.ndarray,
+) -> list[Processed]:
+    """Waits for what the device makes of rows, and takes padding and scale off it again.
+
+    Args:
+        rows: real ones; those that fill a batch up come behind them.
+        stems: of some channels each, [W, P, C, T].
+        products_WPP: `separator.magnitude_products` of the stems.
+        scale_W: what the windows were divided by.
+    """
+    parts, products_WPP = [np.asarray(stem) for stem in stems], np.asarray(products_WPP)
+    found = []
+    for i, row in enumerate(rows):
+        count, channels = row.text.count, len(row.window.samples_CT)
+        stems_SCT = [part[i, :count] for part in parts]
+        stems_SCT = stems_SCT[0] if len(parts) == 1 else np.concatenate(stems_SCT, axis=1)
+        products_SS = products_WPP[i, :count, :count].astype(np.float64) * float(scale_W[i]) ** 2
+        found.append(Processed(stems_SCT[:, :channels] * scale_W[i], products_SS))
+    return found
 
 
 def _prompt_bucket(count: int) -> int:
