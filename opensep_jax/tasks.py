@@ -65,8 +65,8 @@ def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
 
 
 def _separator(config: ml_collections.ConfigDict) -> SeparatorTask:
-    net = _net(config)
-    return build_separator_task(net, **_settings(config, net))
+    net, own = _net(config), {key: config.mix[key] for key in ("pairs", "targets")}
+    return build_separator_task(net, **own, **_settings(config, net))
 
 
 def _unconditional(config: ml_collections.ConfigDict) -> SeparatorTask:
@@ -91,7 +91,6 @@ def _settings(config: ml_collections.ConfigDict, net: SeparatorNet) -> dict:
     return _folders(config) | {
         "rule": _rule(config, raw_samples, config.mix.counts, config.data.wordings),
         "augment": augment, "samples": samples,
-        "pairs": config.mix.pairs, "targets": config.mix.targets,
         "loss_weights": config.loss.to_dict(), "text_tokens": config.data.text_tokens,
         "validation": _validation(config, "every_steps"),
     }  # fmt: skip

@@ -93,8 +93,6 @@ def build_unconditional_task(
     *,
     outputs: int,
     assignment: str,
-    pairs: str,
-    targets: int,
     **settings: object,
 ) -> UnconditionalTask:
     """Reads the records and puts a task together.
@@ -103,9 +101,7 @@ def build_unconditional_task(
         net: network and spectrogram.
         outputs: see `UnconditionalTask`.
         assignment: likewise.
-        pairs: which targets text asks for; here all single clips are targets.
-        targets: likewise.
-        settings: the other arguments of `build_separator_task`.
+        settings: the other arguments of `build_separator_task`; all single clips are targets.
 
     Raises:
         ValueError: there are fewer outputs than clips, too few clips for two mixtures of them, or
@@ -132,5 +128,4 @@ def build_unconditional_task(
             f"unconditional.assignment=mixit, but mix.counts draws mixtures of "
             f"{min(task.rule.counts)} clips: below {_MIXIT_CLIPS} a target is a clip alone"
         )
-    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
-    return UnconditionalTask(**fields, outputs=outputs, assignment=assignment)
+    return UnconditionalTask(**vars(task), outputs=outputs, assignment=assignment)
