@@ -56,6 +56,15 @@ def build_separator(
     return SeparatorNet(model, spec, sample_rate_hz, network_level, 1.0, hears_loudness=False)
 
 
+def net_of(config: dict) -> SeparatorNet:
+    """Network and spectrogram of a checkpoint, by its config."""
+    model = config["model"]
+    return build_separator(
+        size=model["size"], dtype=model["dtype"], remat=False, **config["stft"],
+        sample_rate_hz=config["sample_rate_hz"],
+    )  # fmt: skip
+
+
 def network_level(power_BFN: jax.Array) -> jax.Array:
     """Log power of a mixture relative to its mean: what our networks see.
 
@@ -180,9 +189,15 @@ def magnitude_products(mask_BPFN: jax.Array, power_BFN: jax.Array) -> jax.Array:
     return jnp.einsum("bpx,bqx->bpq", stems_BPX, mask_BPFN.reshape(stems_BPX.shape))
 
 
+def init_params(net: SeparatorNet, key: jax.Array, text_width: int) -> dict:
+    """Random parameters of `net` for token states of `text_width` channels.
+
+    How long mixtures and prompts are, and how many there are of them, does not matter.
+    """
+    level_BFN, text_BPLC = jnp.zeros((1, net.stft.bins, 1)), jnp.zeros((1, 1, 1, text_width))
+    return net.model.init(key, level_BFN, text_BPLC, jnp.ones((1, 1, 1), bool))["params"]
+
+
 def abstract_params(net: SeparatorNet, text_width: int) -> dict:
-    """Shapes of the parameters of `net` for token states of `text_width` channels."""
-    shapes = (1, net.stft.bins, 1), (1, 1, 1, text_width), (1, 1, 1)
-    dtypes = jnp.float32, jnp.float32, bool
-    inputs = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, dtypes, strict=True)]
-    return jax.eval_shape(net.model.init, jax.random.key(0), *inputs)["params"]
+    """Shapes of what `init_params` returns."""
+    return jax.eval_shape(lambda key: init_params(net, key, text_width), jax.random.key(0))

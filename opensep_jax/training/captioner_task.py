@@ -18,7 +18,7 @@ from opensep_jax.data.union import open_prepared
 from opensep_jax.sharding import batch_parts
 from opensep_jax.signal.mel import mel_power
 from opensep_jax.text.compose import clause, compose
-from opensep_jax.text.listener import Listener, build_listener, network_level, unit_rms
+from opensep_jax.text.listener import Listener, build_listener, init_params, network_level, unit_rms
 from opensep_jax.training.caption_scores import (
     caption_mixtures,
     mixture_wave,
@@ -76,10 +76,8 @@ class CaptionerTask:
         return sum(n * p for n, p in counts.items()) / sum(counts.values())
 
     def init(self, key: jax.Array) -> dict:
-        """Parameters; positions are learned for the frames of a training mixture."""
-        size = self.listener.model.size
-        level_BNM = jnp.zeros((1, self.listener.mel.frames(self.samples), size.mels))
-        return self.listener.model.init(key, level_BNM, jnp.zeros((1, 1), jnp.int32))["params"]
+        """Parameters of the network, which hears windows as long as a training mixture."""
+        return init_params(self.listener, key, self.samples)
 
     def constants(self) -> dict[str, np.ndarray]:
         """Nothing is kept on the devices."""

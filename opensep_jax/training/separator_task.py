@@ -17,7 +17,7 @@ from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.data.union import open_prepared
-from opensep_jax.separator import SeparatorNet, training_masks
+from opensep_jax.separator import SeparatorNet, init_params, training_masks
 from opensep_jax.sharding import batch_parts, batch_sharding, place
 from opensep_jax.signal.stft import stft
 from opensep_jax.training.losses import LOSSES
@@ -76,11 +76,8 @@ class SeparatorTask:
         return mix.candidate_targets(self.rule.slots, self.pairs)
 
     def init(self, key: jax.Array) -> dict:
-        """Parameters; the shapes of the data do not matter."""
-        frames = self.net.stft.frames(self.samples)
-        level_BFN = jnp.zeros((1, self.net.stft.bins, frames))
-        text_BPLC = jnp.zeros((1, 1, 1, self.train.info["text"]["width"]))
-        return self.net.model.init(key, level_BFN, text_BPLC, jnp.ones((1, 1, 1), bool))["params"]
+        """Parameters of the network."""
+        return init_params(self.net, key, self.train.info["text"]["width"])
 
     @property
     def clips_per_example(self) -> float:

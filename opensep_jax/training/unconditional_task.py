@@ -12,7 +12,7 @@ import numpy as np
 
 from opensep_jax.models.paper import PaperUNet
 from opensep_jax.separator import SeparatorNet
-from opensep_jax.training.blind import blind_masks, permuted, remixed
+from opensep_jax.training.blind import blind_masks, init_blind, permuted, remixed
 from opensep_jax.training.losses import LOSSES
 from opensep_jax.training.separator_task import (
     SeparatorTask,
@@ -43,11 +43,7 @@ class UnconditionalTask(SeparatorTask):
     def init(self, key: jax.Array) -> dict:
         """Parameters of the network, and a token for each output."""
         width = self.train.info["text"]["width"]
-        token_key = jax.random.fold_in(key, self.outputs)
-        return {
-            "net": super().init(key),
-            "prompts": jax.random.normal(token_key, (self.outputs, width)),
-        }
+        return init_blind(self.net, key, outputs=self.outputs, width=width)
 
     def constants(self) -> dict[str, np.ndarray]:
         """Nothing is kept on the devices."""
