@@ -79,6 +79,11 @@ class UnconditionalTask(SeparatorTask):
         }
         return total, metrics
 
+    def describe(self) -> dict:
+        """Records, and what stands in for prompts."""
+        prompts = {"outputs": self.outputs, "width": self.train.info["text"]["width"]}
+        return {"records": self.train.info["splits"], "prompts": prompts}
+
     def scorer(self, mesh: jax.sharding.Mesh, shown: int) -> jax.stages.Wrapped:
         """Scores of the best permutation."""
         return jitted_scores(self.net, mesh, shown, blind=True)
