@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from opensep_jax import train
 from opensep_jax.tasks import build_task
-from opensep_jax.training.separator_task import SeparatorTask
+from opensep_jax.training.task import Task
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,9 +68,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"while it trains: {1e3 * wait_s:.1f} ms of {1e3 * step_s:.0f} ms a step are waited")
 
 
-def drain(
-    task: SeparatorTask, batches: int, args: argparse.Namespace
-) -> tuple[float, float, float, float]:
+def drain(task: Task, batches: int, args: argparse.Namespace) -> tuple[float, float, float, float]:
     """Reads batches to the last; processor and clock seconds of all threads, clips, bytes."""
     clips, size, clock, cpu = 0, 0, time.monotonic(), time.process_time()
     stream = task.batches(

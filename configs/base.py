@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     c.optim.final_fraction = 0.02  # of the peak, where the cosine ends # ours
     c.optim.b1 = 0.9
     c.optim.b2 = 0.98  # ours
-    c.optim.weight_decay = 0.01  # on kernels and matrices # ours
+    c.optim.weight_decay = 0.01  # on kernels, see `decays` of training/optim.py # ours
     c.optim.clip_norm = 1.0  # global norm of gradients # ours
     c.optim.ema_decay = 0.9995  # moving average that is evaluated and shipped # ours
 

@@ -20,7 +20,7 @@ from opensep_jax.separation.engine import Engine, Processed, Text
 from opensep_jax.separation.result import SeparatedSource, Separation, drop_faint, judge
 from opensep_jax.separation.stemfiles import Energies, residual_of
 from opensep_jax.separation.stream import Task, separate_all
-from opensep_jax.separator import SeparatorNet, abstract_params, build_separator
+from opensep_jax.separator import SeparatorNet, abstract_params, net_of
 from opensep_jax.signal.audio import BLOCK_FRAMES
 from opensep_jax.text.caption import load_captioner
 from opensep_jax.text.embed import load_text_encoder
@@ -229,15 +229,9 @@ class _Arrays:
 def load_separator(name: str | os.PathLike) -> tuple[dict, SeparatorNet, dict]:
     """Config, network and parameters of a checkpoint; see `checkpoint.shipped.load`."""
     config, params = shipped.load(
-        name, lambda config: abstract_params(_build(config), config["text_encoder"]["width"])
+        name, lambda config: abstract_params(net_of(config), config["text_encoder"]["width"])
     )
-    return config, _build(config), params
-
-
-def _build(config: dict) -> SeparatorNet:
-    rate_hz = config["sample_rate_hz"]
-    model = {key: config["model"][key] for key in ("size", "dtype")}
-    return build_separator(**model, **config["stft"], remat=False, sample_rate_hz=rate_hz)
+    return config, net_of(config), params
 
 
 def checked_queries(queries: Sequence[str | Source]) -> tuple[Source, ...]:

@@ -25,7 +25,7 @@ from opensep_jax.cli import run
 from opensep_jax.models.convert import convert
 from opensep_jax.models.paper_table import PAPER_TABLE, PAPER_TEXT_PREFIX
 from opensep_jax.models.pth import read_pth
-from opensep_jax.separator import abstract_params, build_separator
+from opensep_jax.separator import abstract_params, net_of
 from opensep_jax.text.embed import load_text_encoder
 from opensep_jax.text.tokenizer import load_tokenizer
 
@@ -84,10 +84,7 @@ def import_weights(file: Path, out: Path, tokenizer: str, size: str = "paper") -
         "origin": {"file": file.name, "sha256": weights.content_hash([file])},
         "version": __version__,
     }
-    net = build_separator(
-        **config["model"], **config["stft"], remat=False, sample_rate_hz=config["sample_rate_hz"]
-    )
-    params = convert(tensors, PAPER_TABLE, abstract_params(net, width))
+    params = convert(tensors, PAPER_TABLE, abstract_params(net_of(config), width))
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".import-") as scratch:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import ml_collections
 from etils import epath
+from flax import traverse_util
 
 from opensep_jax.checkpoint.state import read_config
 from opensep_jax.cli import DoorError
@@ -89,9 +90,6 @@ def refuse_other_config(workdir: Path | epath.Path, description: dict) -> None:
         )
 
 
-def flat(tree: object, prefix: str = "") -> dict:
+def flat(tree: dict) -> dict:
     """Leaves of nested dicts by their dotted names."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    items = (flat(v, f"{prefix}.{k}" if prefix else str(k)) for k, v in tree.items())
-    return {name: leaf for item in items for name, leaf in item.items()}
+    return traverse_util.flatten_dict(tree, sep=".")

@@ -1,4 +1,8 @@
-"""The one signal path of training, evaluation and inference: mixture + text -> masks -> stems."""
+"""The one signal path: `analyse` mixtures, `predict_masks`, `reconcile` them, `synthesise` stems.
+
+Validation, evaluation and inference run these four. A training step ends with `training_masks`,
+whose masks the loss judges one by one.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -52,6 +56,15 @@ def build_separator(
     return SeparatorNet(model, spec, sample_rate_hz, network_level, 1.0, hears_loudness=False)
 
 
+def net_of(config: dict) -> SeparatorNet:
+    """Network and spectrogram of a checkpoint, by its config."""
+    model = config["model"]
+    return build_separator(
+        size=model["size"], dtype=model["dtype"], remat=False, **config["stft"],
+        sample_rate_hz=config["sample_rate_hz"],
+    )  # fmt: skip
+
+
 def network_level(power_BFN: jax.Array) -> jax.Array:
     """Log power of a mixture relative to its mean: what our networks see.
 
@@ -74,6 +87,22 @@ def log_magnitude(power_BFN: jax.Array) -> jax.Array:
     Source: microsoft/BiModalAudioSeparation, main.py.
     """
     return jnp.log1p(jnp.sqrt(power_BFN))
+
+
+def analyse(net: SeparatorNet, wave_BCT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Spectra of mixtures, and the energy that their masks are drawn from.
+
+    Args:
+        net: network and spectrogram.
+        wave_BCT: mixtures, float32, any gain, at `net.sample_rate_hz`.
+
+    Returns:
+        complex64 [B, C, F, N], and their squared magnitude summed over the channels, float32
+        [B, F, N]: silent channels change nothing, and parts of a mixture's channels add up. Divided
+        by the number of channels it is the power of the mixture.
+    """
+    spectrum_BCFN = stft(wave_BCT, net.stft)
+    return spectrum_BCFN, jnp.sum(jnp.abs(spectrum_BCFN) ** 2, axis=1)
 
 
 def predict_masks(
@@ -110,83 +139,40 @@ def training_masks(
     return jax.nn.sigmoid(logits_BPFN), statistics
 
 
-def limit_masks(mask_BPFN: jax.Array, real_BP: jax.Array) -> jax.Array:
-    """Scales masks down where together they exceed the mixture; what they leave is the residual.
-
-    Args:
-        mask_BPFN: masks >= 0 of all sources that were asked for.
-        real_BP: bool, False for prompts that only pad the batch (they come back as zero).
-
-    Returns:
-        float32 [B, P, F, N] whose sum over P is at most one.
-    """
-    mask_BPFN = mask_BPFN * real_BP[..., None, None]
+def limit_masks(mask_BPFN: jax.Array) -> jax.Array:
+    """Scales masks >= 0 down where together they exceed the mixture; the rest is the residual."""
     return mask_BPFN / jnp.maximum(mask_BPFN.sum(1, keepdims=True), 1.0)
 
 
-def normalise_masks(mask_BPFN: jax.Array, real_BP: jax.Array) -> jax.Array:
+def normalise_masks(mask_BPFN: jax.Array) -> jax.Array:
     """Divides masks by their sum: right only when the prompts name every source (no residual)."""
-    mask_BPFN = mask_BPFN * real_BP[..., None, None]
     return mask_BPFN / jnp.maximum(mask_BPFN.sum(1, keepdims=True), 1e-8)
 
 
 MASK_RULES = {"limit": limit_masks, "normalise": normalise_masks}
 
 
-def separate(
-    net: SeparatorNet,
-    params: dict,
-    wave_BCT: jax.Array,
-    text_BPLC: jax.Array,
-    text_mask_BPL: jax.Array,
-    real_BP: jax.Array,
-    mask_rule: str = "limit",
-) -> jax.Array:
-    """Stems of every prompt; the channels of a mixture share one mask.
+def reconcile(mask_BPFN: jax.Array, real_BP: jax.Array, rule: str) -> jax.Array:
+    """Settles what the masks of several prompts claim of the same mixture.
 
     Args:
-        net: network and spectrogram (static).
-        params: its parameters.
-        wave_BCT: mixtures, float32, any gain, at `net.sample_rate_hz`.
-        text_BPLC: token states of the prompts.
-        text_mask_BPL: bool, True where a token is real.
-        real_BP: bool, False for prompts that only pad the batch; their stems are zero.
-        mask_rule: how masks of several prompts are reconciled, a name in `MASK_RULES`, or `none`.
-
-    Returns:
-        float32 [B, P, C, T]; mixture phase, so a stem is a filtered mixture.
+        mask_BPFN: masks >= 0 of all sources that were asked for.
+        real_BP: bool, False for prompts that only pad the batch: they take nothing and get nothing.
+        rule: a name in `MASK_RULES`, under which the masks sum to at most one; or `none`, which
+            leaves them as they are.
     """
-    spectrum_BCFN, energy_BFN = analyse(net, wave_BCT)
-    power_BFN = energy_BFN / wave_BCT.shape[1]
-    mask_BPFN = masks_of(net, params, power_BFN, text_BPLC, text_mask_BPL, real_BP, mask_rule)
-    return synthesise(net, spectrum_BCFN, mask_BPFN, wave_BCT.shape[-1])
+    mask_BPFN = mask_BPFN * real_BP[..., None, None]
+    return mask_BPFN if rule == "none" else MASK_RULES[rule](mask_BPFN)
 
 
-def analyse(net: SeparatorNet, wave_BCT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First third of `separate`: the spectra, and what the mask is drawn from.
-
-    Returns:
-        complex64 [B, C, F, N], and their squared magnitude summed over the channels, float32
-        [B, F, N]: silent channels change nothing, and parts of a mixture's channels add up.
-    """
-    spectrum_BCFN = stft(wave_BCT, net.stft)
-    return spectrum_BCFN, jnp.sum(jnp.abs(spectrum_BCFN) ** 2, axis=1)
-
-
-def masks_of(
-    net: SeparatorNet,
-    params: dict,
-    power_BFN: jax.Array,
-    text_BPLC: jax.Array,
-    text_mask_BPL: jax.Array,
-    real_BP: jax.Array,
-    mask_rule: str = "limit",
+def synthesise(
+    net: SeparatorNet, spectrum_BCFN: jax.Array, mask_BPFN: jax.Array, samples: int
 ) -> jax.Array:
-    """Second third of `separate`: reconciled masks, float32 [B, P, F, N], from the mean power."""
-    mask_BPFN = predict_masks(net, params, power_BFN, text_BPLC, text_mask_BPL)
-    if mask_rule == "none":
-        return mask_BPFN * real_BP[..., None, None]
-    return MASK_RULES[mask_rule](mask_BPFN, real_BP)
+    """Stems, float32 [B, P, C, T], of mixtures whose channels share a mask.
+
+    They have the mixture's phase: a stem is a filtered mixture.
+    """
+    return istft(mask_BPFN[:, :, None] * spectrum_BCFN[:, None], net.stft, samples)
 
 
 def magnitude_products(mask_BPFN: jax.Array, power_BFN: jax.Array) -> jax.Array:
@@ -203,16 +189,15 @@ def magnitude_products(mask_BPFN: jax.Array, power_BFN: jax.Array) -> jax.Array:
     return jnp.einsum("bpx,bqx->bpq", stems_BPX, mask_BPFN.reshape(stems_BPX.shape))
 
 
-def synthesise(
-    net: SeparatorNet, spectrum_BCFN: jax.Array, mask_BPFN: jax.Array, samples: int
-) -> jax.Array:
-    """Last third of `separate`: masked spectra as waveforms, float32 [B, P, C, T]."""
-    return istft(mask_BPFN[:, :, None] * spectrum_BCFN[:, None], net.stft, samples)
+def init_params(net: SeparatorNet, key: jax.Array, text_width: int) -> dict:
+    """Random parameters of `net` for token states of `text_width` channels.
+
+    How long mixtures and prompts are, and how many there are of them, does not matter.
+    """
+    level_BFN, text_BPLC = jnp.zeros((1, net.stft.bins, 1)), jnp.zeros((1, 1, 1, text_width))
+    return net.model.init(key, level_BFN, text_BPLC, jnp.ones((1, 1, 1), bool))["params"]
 
 
 def abstract_params(net: SeparatorNet, text_width: int) -> dict:
-    """Shapes of the parameters of `net` for token states of `text_width` channels."""
-    shapes = (1, net.stft.bins, 1), (1, 1, 1, text_width), (1, 1, 1)
-    dtypes = jnp.float32, jnp.float32, bool
-    inputs = [jax.ShapeDtypeStruct(s, d) for s, d in zip(shapes, dtypes, strict=True)]
-    return jax.eval_shape(net.model.init, jax.random.key(0), *inputs)["params"]
+    """Shapes of what `init_params` returns."""
+    return jax.eval_shape(lambda key: init_params(net, key, text_width), jax.random.key(0))

@@ -147,6 +147,12 @@ def batch_parts(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def rounded_batch(batch: int, mesh: Mesh) -> int:
+    """So many rows, or the next number of them that the devices share evenly."""
+    parts = batch_parts(mesh)
+    return -(-batch // parts) * parts
+
+
 def shard_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Global arrays out of this process's rows of every array."""
     sharding = batch_sharding(mesh)

@@ -10,11 +10,8 @@ from opensep_jax.cli import DoorError
 from opensep_jax.data.mix import Augment
 from opensep_jax.data.pipeline import MixtureRule
 from opensep_jax.separator import SeparatorNet, build_separator
-from opensep_jax.training.separator_task import (
-    SeparatorTask,
-    build_separator_task,
-    whole_frames,
-)
+from opensep_jax.training.separator_task import build_separator_task, whole_frames
+from opensep_jax.training.task import Task
 
 # Sections of the config that only other tasks read: not part of what a run learns.
 UNREAD = {
@@ -24,8 +21,8 @@ UNREAD = {
 }
 
 
-def build_task(config: ml_collections.ConfigDict) -> SeparatorTask:
-    """The task that the config names; all have the methods of `SeparatorTask`."""
+def build_task(config: ml_collections.ConfigDict) -> Task:
+    """The task that the config names."""
     if config.task not in UNREAD:
         raise DoorError(f"config.task={config.task!r} is not known; known: {', '.join(UNREAD)}")
     if not config.data.folder:
@@ -34,42 +31,35 @@ def build_task(config: ml_collections.ConfigDict) -> SeparatorTask:
     return builders[config.task](config)
 
 
-def describe(config: ml_collections.ConfigDict, task: SeparatorTask) -> dict:
+def describe(config: ml_collections.ConfigDict, task: Task) -> dict:
     """What a checkpoint says of itself: all that is needed to use it, and the whole config."""
-    common = {
+    description = {
         "schema": 1,
         "task": config.task,
         "sample_rate_hz": config.sample_rate_hz,
         "window_s": config.window_s,
-        "records": task.train.info["splits"],
         "config": json.loads(config.to_json()),
         "version": __version__,
+        **task.describe(),
     }
     if config.task == "captioner":
         own = config.captioner
-        return common | {
-            "model": {"size": own.size},
-            "mel": own.mel.to_dict(),
-            "clauses": dict(task.listener.clauses),
-            "max_sources": task.listener.sources,
-        }
-    common |= {
+        return description | {"model": {"size": own.size}, "mel": own.mel.to_dict()}
+    if config.task == "separator":
+        encoder = description["text_encoder"]
+        description["text_encoder"] = encoder | {"max_tokens": config.data.text_tokens}
+    return description | {
         "model": {"size": config.model.size, "dtype": config.model.dtype},
         "stft": config.stft.to_dict(),
     }
-    if config.task == "unconditional":
-        width = task.train.info["text"]["width"]
-        return common | {"prompts": {"outputs": config.unconditional.outputs, "width": width}}
-    encoder = task.train.info["text_encoder"] | {"max_tokens": config.data.text_tokens}
-    return common | {"text_encoder": encoder}
 
 
-def _separator(config: ml_collections.ConfigDict) -> SeparatorTask:
-    net = _net(config)
-    return build_separator_task(net, **_settings(config, net))
+def _separator(config: ml_collections.ConfigDict) -> Task:
+    net, own = _net(config), {key: config.mix[key] for key in ("pairs", "targets")}
+    return build_separator_task(net, **own, **_settings(config, net))
 
 
-def _unconditional(config: ml_collections.ConfigDict) -> SeparatorTask:
+def _unconditional(config: ml_collections.ConfigDict) -> Task:
     # Here, like the captioner: most runs have no use for it.
     from opensep_jax.training.unconditional_task import build_unconditional_task
 
@@ -91,13 +81,12 @@ def _settings(config: ml_collections.ConfigDict, net: SeparatorNet) -> dict:
     return _folders(config) | {
         "rule": _rule(config, raw_samples, config.mix.counts, config.data.wordings),
         "augment": augment, "samples": samples,
-        "pairs": config.mix.pairs, "targets": config.mix.targets,
         "loss_weights": config.loss.to_dict(), "text_tokens": config.data.text_tokens,
         "validation": _validation(config, "every_steps"),
     }  # fmt: skip
 
 
-def _captioner(config: ml_collections.ConfigDict) -> object:
+def _captioner(config: ml_collections.ConfigDict) -> Task:
     # Here, so that a separator is trained without the captioner's modules.
     from opensep_jax.data.mel_augment import MelAugment
     from opensep_jax.training.captioner_task import build_captioner_task

@@ -18,8 +18,8 @@ from opensep_jax.run_config import check_numbers
 from opensep_jax.tasks import build_task, describe
 from opensep_jax.training.guard import explain
 from opensep_jax.training.optim import make_optimizer, make_schedule
-from opensep_jax.training.separator_task import SeparatorTask
 from opensep_jax.training.step import TrainState, init_state, train_step
+from opensep_jax.training.task import Task
 
 logger = logging.getLogger("opensep_jax")
 
@@ -40,7 +40,7 @@ class Run:
     """
 
     config: ml_collections.ConfigDict
-    task: SeparatorTask
+    task: Task
     mesh: jax.sharding.Mesh
     layout: TrainState
     tx: optax.GradientTransformation

@@ -4,18 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from opensep_jax import Separation, Separator
 from opensep_jax.checkpoint import shipped
 from opensep_jax.discovery import Discovery
-from opensep_jax.separator import separate
 from opensep_jax.signal.audio import read_audio
 from opensep_jax.text.caption import Captioner
 from opensep_jax.text.parse import Parser
 from tests.scripted_model import letter_bank
+from tests.signal_path import separate
 from tests.tiny_checkpoint import SAMPLE_RATE_HZ, shapes_of, shared_checkpoint
 from tests.tiny_text_encoder import write_tiny_bert
 
@@ -133,7 +132,7 @@ def test_padding_changes_nothing_of_the_signal_path(separator: Separator):
     text_PLC = np.stack([np.pad(x, ((0, length - len(x)), (0, 0))) for x in states])
     mask_PL = np.arange(length) < np.array([[len(x)] for x in states])
     _, params = shipped.load(shared_checkpoint(), shapes_of)
-    want = jax.jit(separate, static_argnums=0)(
+    want = separate(
         separator.engine.net,
         params,
         input_CT[None],

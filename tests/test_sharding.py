@@ -148,6 +148,11 @@ def test_place_by_a_tree_of_shardings():
     assert placed["b"].is_fully_replicated
 
 
+def test_a_batch_is_rounded_to_whole_rows_of_the_devices():
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    assert [sharding.rounded_batch(rows, mesh) for rows in (1, 4, 5)] == [4, 4, 8]
+
+
 def test_batch_that_devices_do_not_divide():
     mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
     sharding.check_batch(mesh, 16)

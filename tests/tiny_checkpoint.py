@@ -10,7 +10,7 @@ import numpy as np
 
 from opensep_jax import __version__
 from opensep_jax.checkpoint import shipped
-from opensep_jax.separator import abstract_params, build_separator
+from opensep_jax.separator import abstract_params, net_of
 from opensep_jax.text.embed import load_text_encoder
 from tests.tiny_text_encoder import write_tiny_bert
 
@@ -54,9 +54,7 @@ def random_params(config: dict, seed: int = 0) -> dict:
 
 def shapes_of(config: dict) -> dict:
     """Shapes of the parameters of the config's network."""
-    rate_hz = config["sample_rate_hz"]
-    net = build_separator(**config["model"], **config["stft"], remat=False, sample_rate_hz=rate_hz)
-    return abstract_params(net, config["text_encoder"]["width"])
+    return abstract_params(net_of(config), config["text_encoder"]["width"])
 
 
 @functools.cache

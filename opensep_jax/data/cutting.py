@@ -11,7 +11,7 @@ from opensep_jax.signal.audio import AudioError, AudioReader
 from opensep_jax.signal.resampling import Resampler
 
 _PART_S = 600.0  # of a file in memory, about, however many hours it has
-_SILENT = 1e-6  # power relative to the mean of the file: -60 dB
+_SILENT = 1e-6  # power relative to the mean of such a part: -60 dB
 _FULL_SCALE = 32767 / 32768
 _CLIPPED_RUN = 3  # samples in a row at full scale
 

@@ -59,6 +59,11 @@ class MixtureRule:
         """S, clips of an example at most."""
         return max(self.counts)
 
+    @property
+    def mean_clips(self) -> float:
+        """Clips of an example, on average."""
+        return sum(n * p for n, p in self.counts.items()) / sum(self.counts.values())
+
 
 class MixtureExamples:
     """Random access to examples: `examples[step * batch + row]`.

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from opensep_jax.api import load_separator
 from opensep_jax.checkpoint import shipped
-from opensep_jax.separator import SeparatorNet, abstract_params, build_separator
+from opensep_jax.separator import SeparatorNet, net_of
 from opensep_jax.sharding import place, replicated
 from opensep_jax.signal.stft import Stft, istft, stft
+from opensep_jax.training.blind import init_blind
 from opensep_jax.training.validation import separate_mixtures
 
 BASELINES = ("mixture", "irm", "ibm")
@@ -91,18 +92,12 @@ def load_system(name: str, mesh: jax.sharding.Mesh) -> System:
 
 
 def _load_blind(name: str) -> tuple[dict, SeparatorNet, dict]:
-    def build(config: dict) -> SeparatorNet:
-        model = {key: config["model"][key] for key in ("size", "dtype")}
-        rate_hz = config["sample_rate_hz"]
-        return build_separator(**model, **config["stft"], remat=False, sample_rate_hz=rate_hz)
-
     def shapes(config: dict) -> dict:
-        outputs, width = config["prompts"]["outputs"], config["prompts"]["width"]
-        prompts = jax.ShapeDtypeStruct((outputs, width), jnp.float32)
-        return {"net": abstract_params(build(config), width), "prompts": prompts}
+        init = functools.partial(init_blind, net_of(config), **config["prompts"])
+        return jax.eval_shape(init, jax.random.key(0))
 
     config, params = shipped.load(name, shapes, "unconditional")
-    return config, build(config), params
+    return config, net_of(config), params
 
 
 @functools.partial(jax.jit, static_argnames="name")

@@ -14,7 +14,7 @@ PAPER_SIZES = {
     "paper": {"width": 64, "downs": 7, "features": 32, "heads": 8, "joint_width": 512},
     "paper_debug": {"width": 8, "downs": 5, "features": 4, "heads": 2, "joint_width": 8},
 }
-_SHARED = 4  # levels above the first attention: they see no text
+SHARED = 4  # levels above the first attention: they see no text
 
 # PyTorch's default for convolutions and dense layers, which the predecessor starts from.
 _INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -76,7 +76,7 @@ class PaperUNet(nn.Module):
         padding = ((0, 0), (0, -bins % stride), (0, -frames % stride))
         x = BatchNorm(jnp.float32, name="input_norm")(jnp.pad(level_BFN, padding)[..., None])
         x, skips = x.astype(self.dtype), []  # [B, F, N, 1]
-        for i in range(_SHARED):
+        for i in range(SHARED):
             x = down(widths[i], self.dtype, name=f"down{i}")(x)
             skips.append(Skip(widths[i], self.dtype, name=f"skip{i}")(x))
         shared, deep = x, {}
@@ -84,7 +84,7 @@ class PaperUNet(nn.Module):
         text_PLC = text_BPLC.reshape(-1, *text_BPLC.shape[2:])
         mask_PL = text_mask_BPL.reshape(-1, text_mask_BPL.shape[-1])
         x = _for_prompts(x, text_PLC)
-        for i in range(_SHARED, self.downs):
+        for i in range(SHARED, self.downs):
             x = down(widths[i], self.dtype, name=f"down{i}")(x)
             block = TextBlock(self.heads, self.dtype, name=f"text{i}")
             x = block(x, text_PLC.astype(self.dtype), mask_PL)
@@ -94,7 +94,7 @@ class PaperUNet(nn.Module):
             x = up(widths[i - 1], self.dtype, name=f"up{i}")(x, deep[i])
         weight_PD = nn.sigmoid(self._joint(text_PLC[:, 0].astype(jnp.float32)))
 
-        sizes = widths[: _SHARED - 1], self.features, self.remat, self.dtype
+        sizes = widths[: SHARED - 1], self.features, self.remat, self.dtype
         if prompts == 1 or self.is_mutable_collection("statistics"):
             _, logits = Decoder(*sizes, name="decoder")(skips, x, weight_PD)
             logits = logits.reshape(-1, prompts, *logits.shape[1:])

@@ -6,6 +6,7 @@ pooler and projection, which are part of our network.
 """
 
 from opensep_jax.models.convert import Rule, WeightTable, conv, layer_norm, linear
+from opensep_jax.models.paper import SHARED
 
 _ANY = r"(?:module\.)?"  # saved from within DistributedDataParallel, or not
 _CLAP = _ANY + r"net_clap\.model\.model\."
@@ -24,7 +25,7 @@ def _level(level: int) -> tuple[Rule, ...]:
     """Rules for one level: it lies within those above it."""
     here = _ANY + r"net_sound\.unet_block\." + r"submodule\." * level
     down, text, skip = f"down{level}", f"text{level}", f"skip{level}"
-    up = f"decoder/up{level}" if level < 4 else f"up{level}"
+    up = f"decoder/up{level}" if level < SHARED else f"up{level}"
     block = here + r"ca_blocks\.0\."
     return (
         *conv(here + "downconv", f"{down}/conv"),

@@ -106,7 +106,8 @@ class UNet(nn.Module):
         """Draws the masks.
 
         Args:
-            level_BFN: log magnitude of the mixture, float32, about unit scale; F = 2^k + 1 bins.
+            level_BFN: log magnitude of the mixture, float32, about unit scale. F = 2^k + 1 bins, of
+                which the last, the Nyquist bin, is not looked at; or F = `linear_bins`.
             text_BPLC: token states of each prompt, any float type.
             text_mask_BPL: bool, True where a token is real; what padding holds has no effect.
 

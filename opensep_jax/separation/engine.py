@@ -18,7 +18,8 @@ from opensep_jax.separator import (
     SeparatorNet,
     analyse,
     magnitude_products,
-    masks_of,
+    predict_masks,
+    reconcile,
     synthesise,
 )
 from opensep_jax.signal.streaming import Window, windows_for
@@ -158,12 +159,7 @@ class Engine:
         self._count(rows)
         padded = [*rows, *[rows[-1]] * (self.batch - len(rows))]
         channels = [len(row.window.samples_CT) for row in padded]
-        # A peak of one to two, so that neither squares overflow nor floors matter; a power of two
-        # is exact. Denormal numbers are as good as none.
-        peaks = [np.abs(row.window.samples_CT).max() for row in padded]
-        exponent_W = np.frexp(np.array(peaks, np.float32))[1] - 1
-        least = 0 if self.net.hears_loudness else -126
-        scale_W = np.ldexp(np.float32(1), np.maximum(exponent_W, least))
+        scale_W = self._scales(padded)
         size, widest = self.shape(rows[0])[0], max(channels)
         spectra, energy_WFN = [], 0.0
         for first in range(0, widest, size):
@@ -183,20 +179,19 @@ class Engine:
         )
         samples = rows[0].window.samples_CT.shape[1]
         stems = [self._compiled.synthesise(s, mask_WPFN, samples) for s in spectra]
+        return lambda: _unpacked(rows, stems, products_WPP, scale_W)
 
-        def results() -> list[Processed]:
-            parts, products = [np.asarray(stem) for stem in stems], np.asarray(products_WPP)
-            found = []
-            for i, row in enumerate(rows):
-                count = row.text.count
-                stems_SCT = [part[i, :count] for part in parts]
-                stems_SCT = stems_SCT[0] if len(parts) == 1 else np.concatenate(stems_SCT, axis=1)
-                scale = float(scale_W[i])
-                products_SS = products[i, :count, :count].astype(np.float64) * scale**2
-                found.append(Processed(stems_SCT[:, : channels[i]] * scale_W[i], products_SS))
-            return found
+    def _scales(self, rows: Sequence[Row]) -> np.ndarray:
+        """What windows are divided by, float32 [W].
 
-        return results
+        They then have a peak of one to two, so that neither squares overflow nor floors matter; a
+        power of two is exact. Denormal numbers are as good as none, and a network that hears
+        loudness gets quiet windows as they are.
+        """
+        peaks = [np.abs(row.window.samples_CT).max() for row in rows]
+        exponent_W = np.frexp(np.array(peaks, np.float32))[1] - 1
+        least = 0 if self.net.hears_loudness else -126
+        return np.ldexp(np.float32(1), np.maximum(exponent_W, least))
 
     def _count(self, rows: Sequence[Row]) -> None:
         """Adds to what was computed: rows times samples times prompts."""
@@ -213,6 +208,31 @@ def _part(window: Window, first: int, size: int) -> np.ndarray:
     return np.pad(part_CT, ((0, size - len(part_CT)), (0, 0)))
 
 
+def _unpacked(
+    rows: Sequence[Row],
+    stems: Sequence[jax.Array],
+    products_WPP: jax.Array,
+    scale_W: np.ndarray,
+) -> list[Processed]:
+    """Waits for what the device makes of rows, and takes padding and scale off it again.
+
+    Args:
+        rows: real ones; those that fill a batch up come behind them.
+        stems: of some channels each, [W, P, C, T].
+        products_WPP: `separator.magnitude_products` of the stems.
+        scale_W: what the windows were divided by.
+    """
+    parts, products_WPP = [np.asarray(stem) for stem in stems], np.asarray(products_WPP)
+    found = []
+    for i, row in enumerate(rows):
+        count, channels = row.text.count, len(row.window.samples_CT)
+        stems_SCT = [part[i, :count] for part in parts]
+        stems_SCT = stems_SCT[0] if len(parts) == 1 else np.concatenate(stems_SCT, axis=1)
+        products_SS = products_WPP[i, :count, :count].astype(np.float64) * float(scale_W[i]) ** 2
+        found.append(Processed(stems_SCT[:, :channels] * scale_W[i], products_SS))
+    return found
+
+
 def _prompt_bucket(count: int) -> int:
     return next((b for b in _PROMPT_BUCKETS if b >= count), -(-count // 8) * 8)
 
@@ -225,9 +245,17 @@ class _Compiled:
     """The three parts of the signal path for one network, jitted, with counts of their traces."""
 
     def __init__(self, net: SeparatorNet):
-        def masks(*args: object) -> tuple[jax.Array, jax.Array]:
-            mask_WPFN = masks_of(net, *args)
-            return mask_WPFN, magnitude_products(mask_WPFN, args[1])
+        def masks(
+            params: dict,
+            power_WFN: jax.Array,
+            text_WPLC: jax.Array,
+            text_mask_WPL: jax.Array,
+            real_WP: jax.Array,
+            rule: str,
+        ) -> tuple[jax.Array, jax.Array]:
+            drawn_WPFN = predict_masks(net, params, power_WFN, text_WPLC, text_mask_WPL)
+            mask_WPFN = reconcile(drawn_WPFN, real_WP, rule)
+            return mask_WPFN, magnitude_products(mask_WPFN, power_WFN)
 
         self.traces: dict[str, int] = {}
         self.analyse = self._counted("analyse", functools.partial(analyse, net))

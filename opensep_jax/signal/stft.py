@@ -88,12 +88,6 @@ def istft(spectrum_FN: jax.Array, spec: Stft, samples: int) -> jax.Array:
     return jnp.pad(wave_T, [(0, 0)] * (wave_T.ndim - 1) + [(0, max(missing, 0))])
 
 
-def magnitude(spectrum: jax.Array) -> jax.Array:
-    """Absolute value with a finite gradient at zero, float32."""
-    power = jnp.real(spectrum) ** 2 + jnp.imag(spectrum) ** 2
-    return jnp.sqrt(jnp.maximum(power, 1e-20))
-
-
 def _rfft(frames_NW: jax.Array) -> jax.Array:
     """`jnp.fft.rfft` of rows where they are.
 

@@ -203,9 +203,13 @@ def _jitted(listener: Listener, whole: jax.sharding.Sharding | None) -> tuple[Ca
     return jax.jit(listen, out_shardings=whole), jax.jit(rate, out_shardings=whole)
 
 
+def init_params(listener: Listener, key: jax.Array, samples: int) -> dict:
+    """Random parameters; positions are learned for the frames of a window of so many samples."""
+    level_BNM = jnp.zeros((1, listener.mel.frames(samples), listener.mel.bands))
+    return listener.model.init(key, level_BNM, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
 def abstract_params(listener: Listener, window_s: float) -> dict:
     """Shapes of the parameters of a network that hears windows of `window_s` seconds."""
-    frames = listener.mel.frames(round(window_s * listener.mel.sample_rate_hz))
-    level_BNM = jax.ShapeDtypeStruct((1, frames, listener.mel.bands), jnp.float32)
-    ids_BL = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(listener.model.init, jax.random.key(0), level_BNM, ids_BL)["params"]
+    samples = round(window_s * listener.mel.sample_rate_hz)
+    return jax.eval_shape(lambda key: init_params(listener, key, samples), jax.random.key(0))

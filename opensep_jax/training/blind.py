@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opensep_jax.separator import SeparatorNet, predict_masks
+from opensep_jax.separator import SeparatorNet, init_params, predict_masks
 from opensep_jax.signal.metrics import si_sdr
 from opensep_jax.signal.stems import best_permutation
 
@@ -15,12 +15,19 @@ from opensep_jax.signal.stems import best_permutation
 Cost = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+def init_blind(net: SeparatorNet, key: jax.Array, *, outputs: int, width: int) -> dict:
+    """Random parameters: `net`, and `prompts` [P, C], a token of `width` channels per output."""
+    token_key = jax.random.fold_in(key, outputs)
+    prompts_PC = jax.random.normal(token_key, (outputs, width))
+    return {"net": init_params(net, key, width), "prompts": prompts_PC}
+
+
 def blind_masks(net: SeparatorNet, params: dict, power_BFN: jax.Array) -> jax.Array:
     """Masks in [0, 1] of every output, float32 [B, P, F, N].
 
     Args:
         net: the network that is conditioned on text elsewhere.
-        params: `net`, its parameters, and `prompts` [P, C]: a learned token for each output.
+        params: as of `init_blind`.
         power_BFN: squared magnitude of the mixtures.
     """
     prompts_PC = params["prompts"]

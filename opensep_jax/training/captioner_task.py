@@ -13,12 +13,12 @@ from opensep_jax.data import mix
 from opensep_jax.data.lists import list_mixtures
 from opensep_jax.data.mel_augment import MelAugment, random_holes, random_microphone, random_room
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
-from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.records import PreparedDataset
 from opensep_jax.data.union import open_prepared
-from opensep_jax.sharding import batch_parts
+from opensep_jax.sharding import rounded_batch
 from opensep_jax.signal.mel import mel_power
 from opensep_jax.text.compose import clause, compose
-from opensep_jax.text.listener import Listener, build_listener, network_level, unit_rms
+from opensep_jax.text.listener import Listener, build_listener, init_params, network_level, unit_rms
 from opensep_jax.training.caption_scores import (
     caption_mixtures,
     mixture_wave,
@@ -28,6 +28,7 @@ from opensep_jax.training.caption_scores import (
 )
 from opensep_jax.training.panels import Exhibit
 from opensep_jax.training.step import Metrics
+from opensep_jax.training.task import check_rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,49 +62,28 @@ class CaptionerTask:
     best = "val/f1"  # the score that the best checkpoint is kept by
 
     def __post_init__(self):
-        rate_hz = self.listener.mel.sample_rate_hz
-        for dataset in (self.train, self.val):
-            if dataset.sample_rate_hz != rate_hz:
-                raise RecordError(
-                    f"{dataset.folder}: records at {dataset.sample_rate_hz} Hz, but "
-                    f"sample_rate_hz={rate_hz} in the config"
-                )
+        check_rates(self.listener.mel.sample_rate_hz, self.train, self.val)
 
     @property
     def clips_per_example(self) -> float:
         """Clips of a mixture, on average."""
-        counts = self.rule.counts
-        return sum(n * p for n, p in counts.items()) / sum(counts.values())
+        return self.rule.mean_clips
 
     def init(self, key: jax.Array) -> dict:
-        """Parameters; positions are learned for the frames of a training mixture."""
-        size = self.listener.model.size
-        level_BNM = jnp.zeros((1, self.listener.mel.frames(self.samples), size.mels))
-        return self.listener.model.init(key, level_BNM, jnp.zeros((1, 1), jnp.int32))["params"]
+        """Parameters of the network, which hears windows as long as a training mixture."""
+        return init_params(self.listener, key, self.samples)
 
     def constants(self) -> dict[str, np.ndarray]:
         """Nothing is kept on the devices."""
         return {}
 
     def batches(
-        self,
-        *,
-        steps: int,
-        global_batch: int,
-        first_step: int,
-        process: int,
-        processes: int,
-        workers: int,
-        threads: int,
+        self, *, steps: int, global_batch: int, **settings: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the batches of steps `first_step` to `steps`."""
+        """This process's rows of batches, see `Task`."""
         examples = MixtureExamples(self.train, self.rule, steps * global_batch)
-        stream = batches(
-            examples, global_batch=global_batch, first_step=first_step, process=process,
-            processes=processes, workers=workers, threads=threads,
-        )  # fmt: skip
         tag_of_text = self._tags_of_texts()
-        for batch in stream:
+        for batch in batches(examples, global_batch=global_batch, **settings):
             tags = [{tag_of_text[i] for i in row.flat if i >= 0} for row in batch.pop("text_id")]
             yield batch | self._described(tags)
 
@@ -202,8 +182,7 @@ class CaptionerTask:
         counts, number, seed, shown = (
             settings.pop(k) for k in ("sources", "mixtures", "seed", "panels")
         )
-        parts = batch_parts(mesh)
-        settings["batch"] = -(-settings["batch"] // parts) * parts
+        settings["batch"] = rounded_batch(settings["batch"], mesh)
         exhibit, clauses = Exhibit(self.val.sample_rate_hz), dict(self.listener.clauses)
         names = list(clauses)
         for sources in counts:
@@ -226,6 +205,14 @@ class CaptionerTask:
                 said = f"said: {captions[row]}\n\ntrue: {there}"
                 exhibit.add_caption(f"{sources}_sources/{row}", wave_T, said)
         return scores | {"val/f1": float(np.mean(f1))}, exhibit
+
+    def describe(self) -> dict:
+        """Records, what can be said, and how much of it at once."""
+        return {
+            "records": self.train.info["splits"],
+            "clauses": dict(self.listener.clauses),
+            "max_sources": self.listener.sources,
+        }
 
 
 def build_captioner_task(

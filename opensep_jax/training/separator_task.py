@@ -1,8 +1,4 @@
-"""The separator as a task: recover the parts of a mixture from text.
-
-A task gives the step its initial parameters, batches, loss and validation; `step.py`, `optim.py`
-and the loop in `train.py` know none of them.
-"""
+"""The separator as a task: recover the parts of a mixture from text."""
 
 import dataclasses
 import logging
@@ -15,20 +11,16 @@ import numpy as np
 from opensep_jax.data import mix
 from opensep_jax.data.lists import ListedMixture, list_mixtures, text_ids
 from opensep_jax.data.pipeline import MixtureExamples, MixtureRule, batches
-from opensep_jax.data.records import PreparedDataset, RecordError
+from opensep_jax.data.records import PreparedDataset
 from opensep_jax.data.union import open_prepared
-from opensep_jax.separator import SeparatorNet, training_masks
-from opensep_jax.sharding import batch_parts, batch_sharding, place
+from opensep_jax.separator import SeparatorNet, init_params, training_masks
+from opensep_jax.sharding import batch_sharding, place, rounded_batch
 from opensep_jax.signal.stft import stft
 from opensep_jax.training.losses import LOSSES
 from opensep_jax.training.panels import Exhibit
 from opensep_jax.training.step import MEASURED, Metrics
-from opensep_jax.training.validation import (
-    RULES,
-    jitted_scores,
-    mean_and_error,
-    mixture_batches,
-)
+from opensep_jax.training.task import check_rates
+from opensep_jax.training.validation import RULES, jitted_scores, mean_score, mixture_batches
 
 logger = logging.getLogger("opensep_jax")
 
@@ -68,12 +60,7 @@ class SeparatorTask:
     best = "val/si_sdri"  # the score that the best checkpoint is kept by
 
     def __post_init__(self):
-        for dataset in (self.train, self.val):
-            if dataset.sample_rate_hz != self.net.sample_rate_hz:
-                raise RecordError(
-                    f"{dataset.folder}: records at {dataset.sample_rate_hz} Hz, but "
-                    f"sample_rate_hz={self.net.sample_rate_hz} in the config"
-                )
+        check_rates(self.net.sample_rate_hz, self.train, self.val)
 
     @property
     def members_QS(self) -> np.ndarray:
@@ -81,39 +68,24 @@ class SeparatorTask:
         return mix.candidate_targets(self.rule.slots, self.pairs)
 
     def init(self, key: jax.Array) -> dict:
-        """Parameters; the shapes of the data do not matter."""
-        frames = self.net.stft.frames(self.samples)
-        level_BFN = jnp.zeros((1, self.net.stft.bins, frames))
-        text_BPLC = jnp.zeros((1, 1, 1, self.train.info["text"]["width"]))
-        return self.net.model.init(key, level_BFN, text_BPLC, jnp.ones((1, 1, 1), bool))["params"]
+        """Parameters of the network."""
+        return init_params(self.net, key, self.train.info["text"]["width"])
 
     @property
     def clips_per_example(self) -> float:
         """Clips of a mixture, on average."""
-        counts = self.rule.counts
-        return sum(n * p for n, p in counts.items()) / sum(counts.values())
+        return self.rule.mean_clips
 
     def constants(self) -> dict[str, np.ndarray]:
         """The text table, kept on the devices."""
         return {"tokens": self.train.text.tokens_MC, "start": self.train.text.start_V}
 
     def batches(
-        self,
-        *,
-        steps: int,
-        global_batch: int,
-        first_step: int,
-        process: int,
-        processes: int,
-        workers: int,
-        threads: int,
+        self, *, steps: int, global_batch: int, **settings: int
     ) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the batches of steps `first_step` to `steps`."""
+        """This process's rows of batches, see `Task`."""
         examples = MixtureExamples(self.train, self.rule, steps * global_batch)
-        return batches(
-            examples, global_batch=global_batch, first_step=first_step, process=process,
-            processes=processes, workers=workers, threads=threads,
-        )  # fmt: skip
+        return batches(examples, global_batch=global_batch, **settings)
 
     def loss(
         self, params: dict, batch: dict, constants: dict, key: jax.Array
@@ -164,8 +136,7 @@ class SeparatorTask:
         counts, number, seed, shown = (
             settings.pop(k) for k in ("sources", "mixtures", "seed", "panels")
         )
-        parts = batch_parts(mesh)
-        settings["batch"] = -(-settings["batch"] // parts) * parts
+        settings["batch"] = rounded_batch(settings["batch"], mesh)
         shown = min(shown, number, settings["batch"])
         score = self.scorer(mesh, shown)
         exhibit = Exhibit(self.net.sample_rate_hz)
@@ -180,9 +151,16 @@ class SeparatorTask:
                 results.append({k: v for k, v in result.items() if k not in ("stems", "masks")})
             for rule in RULES:
                 values = np.concatenate([result[f"si_sdri_{rule}"] for result in results])[:number]
-                scores[f"val/si_sdri_{rule}/{sources}_sources"] = mean_and_error(values)[0]
+                scores[f"val/si_sdri_{rule}/{sources}_sources"] = mean_score(values)
             main.append(scores[f"val/si_sdri_limit/{sources}_sources"])
         return scores | {"val/si_sdri": float(np.mean(main))}, exhibit
+
+    def describe(self) -> dict:
+        """Records, and the encoder of their prompts."""
+        return {
+            "records": self.train.info["splits"],
+            "text_encoder": self.train.info["text_encoder"],
+        }
 
     def scorer(self, mesh: jax.sharding.Mesh, shown: int) -> jax.stages.Wrapped:
         """Scores of a validation batch, of which the first `shown` mixtures come with stems."""

@@ -146,9 +146,6 @@ def mean_gradient(
         return jax.tree.map(jnp.add, total, gradient(params, part, constants, key)), None
 
     first = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(gradient, params, first, constants, key),
-    )
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, first, constants, key))
     ((loss, sums), grads), _ = jax.lax.scan(add, zeros, parts)
     return loss / accumulation, sums, jax.tree.map(lambda g: g / accumulation, grads)

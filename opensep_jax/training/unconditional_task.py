@@ -12,7 +12,7 @@ import numpy as np
 
 from opensep_jax.models.paper import PaperUNet
 from opensep_jax.separator import SeparatorNet
-from opensep_jax.training.blind import blind_masks, permuted, remixed
+from opensep_jax.training.blind import blind_masks, init_blind, permuted, remixed
 from opensep_jax.training.losses import LOSSES
 from opensep_jax.training.separator_task import (
     SeparatorTask,
@@ -43,11 +43,7 @@ class UnconditionalTask(SeparatorTask):
     def init(self, key: jax.Array) -> dict:
         """Parameters of the network, and a token for each output."""
         width = self.train.info["text"]["width"]
-        token_key = jax.random.fold_in(key, self.outputs)
-        return {
-            "net": super().init(key),
-            "prompts": jax.random.normal(token_key, (self.outputs, width)),
-        }
+        return init_blind(self.net, key, outputs=self.outputs, width=width)
 
     def constants(self) -> dict[str, np.ndarray]:
         """Nothing is kept on the devices."""
@@ -83,6 +79,11 @@ class UnconditionalTask(SeparatorTask):
         }
         return total, metrics
 
+    def describe(self) -> dict:
+        """Records, and what stands in for prompts."""
+        prompts = {"outputs": self.outputs, "width": self.train.info["text"]["width"]}
+        return {"records": self.train.info["splits"], "prompts": prompts}
+
     def scorer(self, mesh: jax.sharding.Mesh, shown: int) -> jax.stages.Wrapped:
         """Scores of the best permutation."""
         return jitted_scores(self.net, mesh, shown, blind=True)
@@ -93,8 +94,6 @@ def build_unconditional_task(
     *,
     outputs: int,
     assignment: str,
-    pairs: str,
-    targets: int,
     **settings: object,
 ) -> UnconditionalTask:
     """Reads the records and puts a task together.
@@ -103,9 +102,7 @@ def build_unconditional_task(
         net: network and spectrogram.
         outputs: see `UnconditionalTask`.
         assignment: likewise.
-        pairs: which targets text asks for; here all single clips are targets.
-        targets: likewise.
-        settings: the other arguments of `build_separator_task`.
+        settings: the other arguments of `build_separator_task`; all single clips are targets.
 
     Raises:
         ValueError: there are fewer outputs than clips, too few clips for two mixtures of them, or
@@ -132,5 +129,4 @@ def build_unconditional_task(
             f"unconditional.assignment=mixit, but mix.counts draws mixtures of "
             f"{min(task.rule.counts)} clips: below {_MIXIT_CLIPS} a target is a clip alone"
         )
-    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
-    return UnconditionalTask(**fields, outputs=outputs, assignment=assignment)
+    return UnconditionalTask(**vars(task), outputs=outputs, assignment=assignment)

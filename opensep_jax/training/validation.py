@@ -9,11 +9,17 @@ import numpy as np
 
 from opensep_jax.data.lists import ListedMixture, pad_texts, render, text_ids
 from opensep_jax.data.records import PreparedDataset
-from opensep_jax.separator import MASK_RULES, SeparatorNet, predict_masks
+from opensep_jax.separator import (
+    MASK_RULES,
+    SeparatorNet,
+    analyse,
+    predict_masks,
+    reconcile,
+    synthesise,
+)
 from opensep_jax.sharding import replicated
 from opensep_jax.signal.metrics import si_sdr_improvement, snr_improvement
 from opensep_jax.signal.stems import reorder
-from opensep_jax.signal.stft import istft, stft
 from opensep_jax.training.blind import blind_masks, outputs_of_sources, reorder_masks
 
 RULES = ("none", *MASK_RULES)
@@ -41,9 +47,7 @@ def separate_mixtures(
         `stems` [B, S, T] and `masks` [B, S, F, N] by rule.
     """
     sources_BST = batch["sources"]
-    mix_BT = sources_BST.sum(1)
-    spectrum_BFN = stft(mix_BT, net.stft)
-    power_BFN = jnp.abs(spectrum_BFN) ** 2
+    spectrum_B1FN, power_BFN = analyse(net, sources_BST.sum(1, keepdims=True))
     if blind:
         raw_BPFN = blind_masks(net, params, power_BFN)
     else:
@@ -51,8 +55,8 @@ def separate_mixtures(
     real_BP = jnp.ones(raw_BPFN.shape[:2], bool)
     found = {}
     for rule in rules:
-        mask_BPFN = raw_BPFN if rule == "none" else MASK_RULES[rule](raw_BPFN, real_BP)
-        stems_BPT = istft(mask_BPFN * spectrum_BFN[:, None], net.stft, mix_BT.shape[-1])
+        mask_BPFN = reconcile(raw_BPFN, real_BP, rule)
+        stems_BPT = synthesise(net, spectrum_B1FN, mask_BPFN, sources_BST.shape[-1])[:, :, 0]
         if blind:
             order_BS = outputs_of_sources(stems_BPT, sources_BST)
             stems_BPT, mask_BPFN = reorder(stems_BPT, order_BS), reorder_masks(mask_BPFN, order_BS)
@@ -139,15 +143,11 @@ def mixture_batches(
         }
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """Mean over mixtures and its standard error, of per-mixture means of [M, S] values.
+def mean_score(values: np.ndarray) -> float:
+    """Mean over mixtures of the mean over the sources of each, of [M, S] values.
 
     NaN, the score of a source without sound, counts nowhere.
     """
     values = np.asarray(values, np.float64)
     values = values[~np.isnan(values).all(-1)]
-    if not len(values):
-        return np.nan, np.nan
-    per_mixture = np.nanmean(values, -1)
-    error = per_mixture.std(ddof=1) / np.sqrt(len(per_mixture)) if len(per_mixture) > 1 else 0.0
-    return float(per_mixture.mean()), float(error)
+    return float(np.nanmean(values, -1).mean()) if len(values) else np.nan
