@@ -1,6 +1,6 @@
 """What a task is to the step, the loop and the checkpoints, which know of none in particular."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import jax
@@ -46,12 +46,15 @@ class Task(Protocol):
     ) -> tuple[jax.Array, Metrics]:
         """What the step minimises, see `step.LossFn`."""
 
-    def validate(self, params: dict, mesh: jax.sharding.Mesh) -> tuple[dict[str, float], Exhibit]:
+    def validate(
+        self, params: dict, mesh: jax.sharding.Mesh, check: Callable[[], None]
+    ) -> tuple[dict[str, float], Exhibit]:
         """Scores on fixed mixtures, and the first few of them to hear and see.
 
         Args:
             params: of the network, whole on every device of `mesh`.
             mesh: its devices share the mixtures.
+            check: called before every batch; may raise.
         """
 
     def describe(self) -> dict:
