@@ -2,9 +2,10 @@
 
     python -m benchmarks.base_structure --data runs/soundbank --out runs/base_structure
 
-Trains both at an eighth of their widths, alike in all else, on short crops; the higher bins are
-pooled as in the shipped network. The runs are ordinary ones of `train`, one after the other, so
-the command can be killed and started again. Prints and writes `base_structure.json`.
+Trains both at an eighth of their widths, alike in all else, on crops of 2 s in float32; the higher
+bins are pooled as in `demo`. Then scores both on the same mixtures. The runs are ordinary ones of
+`train`, one after the other, so the command can be killed and started again. Prints the scores and
+their paired differences, and writes `base_structure.md`, `.json` and `.png`.
 """
 
 import argparse
@@ -14,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import comparison
 from configs import demo
-from opensep_jax import train
+from opensep_jax import cli, evaluate, train
+from opensep_jax.data.records import RecordError
+from opensep_jax.evaluation.tables import with_improvements
 from opensep_jax.models.unet import SIZES
 
 _POOLED = {"heads": 8, "mlp_ratio": 4, "linear_bins": 128, "pool_bins": 3, "groups": 4}
@@ -47,12 +51,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--structures", default=",".join(STRUCTURES))
     flags.add_argument("--seeds", default="0,1")
     flags.add_argument("--steps", type=int, default=600)
-    flags.add_argument("--mixtures", type=int, default=100, help="of each number of sources")
+    flags.add_argument("--mixtures", type=int, default=200, help="of each number of sources")
     return flags
 
 
-def run(args: argparse.Namespace, structure: str, seed: int) -> float:
-    """Validation of one run at its last step: SI-SDR improvement in dB, rule `limit`."""
+def trained(args: argparse.Namespace, structure: str, seed: int) -> Path:
+    """The workdir of a run that has come to its last step."""
     workdir = args.out / f"{structure}-{seed}"
     config = demo.get_config().unlock()
     config.seed = seed
@@ -60,28 +64,46 @@ def run(args: argparse.Namespace, structure: str, seed: int) -> float:
     config.data.folder = str(args.data)
     config.data.crop_s = 2.048
     config.train.update(steps=args.steps, save_every_steps=100, keep_checkpoints=1)
-    config.eval.update(every_steps=args.steps // 4, mixtures=args.mixtures)
+    config.eval.update(every_steps=args.steps // 4, mixtures=100)
     if code := train.main(config.lock(), workdir):
         raise SystemExit(code)  # told to stop; the same command goes on
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    last = [line for line in lines if "val/si_sdri" in line and line["step"] == args.steps]
-    return last[-1]["val/si_sdri"]
+    return workdir
+
+
+def scored(args: argparse.Namespace, workdir: Path) -> dict[int, np.ndarray]:
+    """SI-SDR improvement in dB of each mixture, by number of sources; rule `limit`."""
+    out = args.out / f"{workdir.name}-scores"
+    argv = [
+        "--checkpoint", str(workdir), "--data", str(args.data), "--out", str(out), "--masks",
+        "limit", "--measures", "si_sdr", "--queries", "caption", "--baselines", "mixture",
+        "--num_sources", "2,3", "--mixtures", str(args.mixtures),
+    ]  # fmt: skip
+    if code := cli.run(evaluate.main, evaluate.parser(), (RecordError, ValueError), argv):
+        raise SystemExit(code)
+    found: dict[int, list[float]] = {}
+    for line in with_improvements(map(json.loads, (out / "items.jsonl").open())):
+        (row,) = (row for row in line["scores"] if row["query"])
+        found.setdefault(line["sources"], []).append(np.mean(row["si_sdri"]))
+    return {count: np.array(values) for count, values in found.items()}
 
 
 def main() -> int:
-    """Trains what is missing and prints the difference."""
+    """Trains what is missing, scores all, and prints the table."""
     args = parser().parse_args()
     SIZES.update({name: _POOLED | sizes for name, sizes in STRUCTURES.items()})
-    args.out.mkdir(parents=True, exist_ok=True)
-    scores: dict[str, list[float]] = {}
-    for seed in map(int, args.seeds.split(",")):
-        for structure in args.structures.split(","):
-            scores.setdefault(structure, []).append(run(args, structure, seed))
-            print(f"{structure}, seed {seed}: {scores[structure][-1]:.2f} dB", flush=True)
-    results = {"steps": args.steps, "val/si_sdri": scores}
-    (args.out / "base_structure.json").write_text(json.dumps(results, indent=1) + "\n")
-    for structure, values in scores.items():
-        print(f"{structure}: {np.mean(values):.2f} dB ({min(values):.2f} to {max(values):.2f})")
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    values = {}
+    for structure in args.structures.split(","):
+        runs = [scored(args, trained(args, structure, seed)) for seed in seeds]
+        values[structure] = {
+            count: {"SI-SDRi": np.mean([own[count] for own in runs], axis=0).tolist()}
+            for count in runs[0]
+        }
+        means = ["/".join(f"{values.mean():.2f}" for values in own.values()) for own in runs]
+        print(f"{structure}: {', '.join(means)} dB with 2/3 sources, by seed", flush=True)
+    title = f"The structure of `base` after {args.steps} steps, {len(seeds)} seeds."
+    command = " ".join(["python -m benchmarks.base_structure", *sys.argv[1:]])
+    comparison.write(args.out, "base_structure", values, title, command)
     return 0
 
 
