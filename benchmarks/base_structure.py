@@ -2,7 +2,7 @@
 
     python -m benchmarks.base_structure --data runs/soundbank --out runs/base_structure
 
-Trains both at an eighth of their widths, alike in all else, on crops of 2 s in float32; the higher
+Trains both at a fraction of their widths, alike in all else, on crops of 2 s in float32; the higher
 bins are pooled as in `demo`. Then scores both on the same mixtures. The runs are ordinary ones of
 `train`, one after the other, so the command can be killed and started again. Prints the scores and
 their paired differences, and writes `base_structure.md`, `.json` and `.png`.
@@ -22,21 +22,26 @@ from opensep_jax.data.records import RecordError
 from opensep_jax.evaluation.tables import with_improvements
 from opensep_jax.models.unet import SIZES
 
-_POOLED = {"heads": 8, "mlp_ratio": 4, "linear_bins": 128, "pool_bins": 3, "groups": 4}
+_POOLED = {"heads": 8, "mlp_ratio": 4, "linear_bins": 128, "pool_bins": 3}
 STRUCTURES = {
     "before": {
         "patch": 2,
-        "widths": (16, 32, 64, 128),
+        "widths": (128, 256, 512, 1024),
         "encoder_blocks": (1, 2, 2, 2),
         "decoder_blocks": (1, 2, 2),
         "bottom_blocks": 2,
     },
     "base": {
-        **{key: SIZES["base"][key] for key in ("patch", "encoder_blocks", "decoder_blocks")},
-        "widths": tuple(width // 8 for width in SIZES["base"]["widths"]),
-        "bottom_blocks": SIZES["base"]["bottom_blocks"],
+        key: SIZES["base"][key]
+        for key in ("patch", "widths", "encoder_blocks", "decoder_blocks", "bottom_blocks")
     },
 }
+
+
+def narrowed(sizes: dict, by: int) -> dict:
+    """The structure with a fraction of its widths, pooled as `demo`; groups of as many channels."""
+    widths = tuple(width // by for width in sizes["widths"])
+    return _POOLED | sizes | {"widths": widths, "groups": 32 // by}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--data", required=True, type=Path)
     flags.add_argument("--out", required=True, type=Path)
     flags.add_argument("--structures", default=",".join(STRUCTURES))
+    flags.add_argument("--narrower", type=int, default=8, help="times than the real widths")
     flags.add_argument("--seeds", default="0,1")
     flags.add_argument("--steps", type=int, default=600)
     flags.add_argument("--mixtures", type=int, default=200, help="of each number of sources")
@@ -90,7 +96,7 @@ def scored(args: argparse.Namespace, workdir: Path) -> dict[int, np.ndarray]:
 def main() -> int:
     """Trains what is missing, scores all, and prints the table."""
     args = parser().parse_args()
-    SIZES.update({name: _POOLED | sizes for name, sizes in STRUCTURES.items()})
+    SIZES.update({name: narrowed(sizes, args.narrower) for name, sizes in STRUCTURES.items()})
     seeds = [int(seed) for seed in args.seeds.split(",")]
     values = {}
     for structure in args.structures.split(","):
