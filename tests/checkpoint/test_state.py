@@ -210,7 +210,7 @@ layout = sharding.param_sharding(shapes, mesh, min_size=8)
 fill = jax.jit(lambda x: {"kernel": jnp.full((8, 4), x)}, out_shardings=layout)
 saved = Checkpoints(pathlib.Path(os.environ["WORKDIR"]), {}, 2, "score")
 for step in (1, 2):
-    saved.save(step, fill(float(step)), fill(float(step)), {})
+    saved.save(step, fill(float(step)), fill(float(step)))
 saved.wait()
 
 read = ocp.StandardCheckpointHandler.restore
