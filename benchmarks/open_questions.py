@@ -23,6 +23,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from benchmarks import comparison
 from opensep_jax import evaluate, sharding
@@ -118,7 +119,7 @@ def shots(args: argparse.Namespace) -> comparison.Values:
     """Names found in composed captions, of the model alone and of `parse`."""
     dataset, lists = _lists(args)
     values: dict[str, dict[int, dict[str, list[float]]]] = {}
-    for chosen in SHOTS:
+    for chosen in tqdm(SHOTS, "shots", disable=None):
         numbers = [int(n) for n in chosen.split(",") if n] if isinstance(chosen, str) else chosen
         reader = load_parser(args.language_model, shots=numbers)
         name = f"shots {chosen.rstrip(',')}" if isinstance(chosen, str) else f"first {chosen}"
