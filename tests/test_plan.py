@@ -100,7 +100,7 @@ def test_without_the_compiler_the_extra_is_named():
 def test_the_real_step_compiles_for_a_slice_and_is_remembered(tmp_path: Path):
     pytest.importorskip("libtpu")
     config, cache = debug.get_config(), Cache(tmp_path)
-    config.data.text_tokens = 8
+    config.model.size, config.data.text_tokens = "tiny", 8
     topology = describe_topology("v5e:2x2")
     report = plan.main(config, topology, price_per_chip_hour=1.0, cache=cache)
     assert report["fits"] and 0.9 < report["memory_headroom"] < 1
