@@ -13,13 +13,14 @@ import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from benchmarks import comparison
 from configs import demo
 from opensep_jax import cli, evaluate, train
+from opensep_jax.checkpoint.state import load_params
 from opensep_jax.data.records import RecordError
-from opensep_jax.evaluation.tables import with_improvements
 from opensep_jax.models.unet import SIZES
 
 _POOLED = {"heads": 8, "mlp_ratio": 4, "linear_bins": 128, "pool_bins": 3}
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--data", required=True, type=Path)
     flags.add_argument("--out", required=True, type=Path)
     flags.add_argument("--structures", default=",".join(STRUCTURES))
-    flags.add_argument("--narrower", type=int, default=8, help="times than the real widths")
+    flags.add_argument("--narrower", type=int, default=8, help="by which the widths are divided")
     flags.add_argument("--seeds", default="0,1")
     flags.add_argument("--steps", type=int, default=600)
     flags.add_argument("--mixtures", type=int, default=200, help="of each number of sources")
@@ -76,7 +77,7 @@ def trained(args: argparse.Namespace, structure: str, seed: int) -> Path:
     return workdir
 
 
-def scored(args: argparse.Namespace, workdir: Path) -> dict[int, np.ndarray]:
+def scored(args: argparse.Namespace, workdir: Path) -> dict[int, dict[str, list[float]]]:
     """SI-SDR improvement in dB of each mixture, by number of sources; rule `limit`."""
     out = args.out / f"{workdir.name}-scores"
     argv = [
@@ -86,11 +87,8 @@ def scored(args: argparse.Namespace, workdir: Path) -> dict[int, np.ndarray]:
     ]  # fmt: skip
     if code := cli.run(evaluate.main, evaluate.parser(), (RecordError, ValueError), argv):
         raise SystemExit(code)
-    found: dict[int, list[float]] = {}
-    for line in with_improvements(map(json.loads, (out / "items.jsonl").open())):
-        (row,) = (row for row in line["scores"] if row["query"])
-        found.setdefault(line["sources"], []).append(np.mean(row["si_sdri"]))
-    return {count: np.array(values) for count, values in found.items()}
+    lines = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    return comparison.improvements(lines, {"query": "caption"})
 
 
 def main() -> int:
@@ -100,14 +98,14 @@ def main() -> int:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     values = {}
     for structure in args.structures.split(","):
-        runs = [scored(args, trained(args, structure, seed)) for seed in seeds]
-        values[structure] = {
-            count: {"SI-SDRi": np.mean([own[count] for own in runs], axis=0).tolist()}
-            for count in runs[0]
-        }
-        means = ["/".join(f"{values.mean():.2f}" for values in own.values()) for own in runs]
-        print(f"{structure}: {', '.join(means)} dB with 2/3 sources, by seed", flush=True)
-    title = f"The structure of `base` after {args.steps} steps, {len(seeds)} seeds."
+        workdirs = [trained(args, structure, seed) for seed in seeds]
+        runs = [scored(args, workdir) for workdir in workdirs]
+        values[structure] = comparison.mean_of(runs)
+        _, params = load_params(workdirs[0])
+        size = sum(leaf.size for leaf in jax.tree.leaves(params))
+        means = [f"{np.mean([of['SI-SDRi'] for of in own.values()]):.2f}" for own in runs]
+        print(f"{structure}: {size:,} parameters, {', '.join(means)} dB by seed", flush=True)
+    title = f"The structure of `base` after {args.steps} steps, {len(seeds)} seed(s)."
     command = " ".join(["python -m benchmarks.base_structure", *sys.argv[1:]])
     comparison.write(args.out, "base_structure", values, title, command)
     return 0

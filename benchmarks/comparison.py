@@ -7,10 +7,40 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from opensep_jax.evaluation.tables import Estimate, bootstrap
+from opensep_jax.evaluation.tables import Estimate, bootstrap, known_mean
 
 # By contestant, number of sources and measure: a value for each mixture, the same ones for all.
 Values = Mapping[str, Mapping[int, Mapping[str, Sequence[float]]]]
+
+
+def improvements(
+    lines: Sequence[dict], wanted: Mapping[str, str]
+) -> dict[int, dict[str, list[float]]]:
+    """SI-SDR improvement of each mixture in the rows that are wanted, by number of sources.
+
+    Args:
+        lines: items of `evaluate`, with the baseline `mixture`.
+        wanted: what a row has to say of itself, such as its `query`.
+    """
+    found: dict[int, dict[str, list[float]]] = {}
+    for line in lines:
+        before = next(row["si_sdr"] for row in line["scores"] if row["system"] == "mixture")
+        for row in line["scores"]:
+            if wanted.items() <= row.items():
+                gain = known_mean(row["si_sdr"]) - known_mean(before)
+                found.setdefault(line["sources"], {}).setdefault("SI-SDRi", []).append(gain)
+    return found
+
+
+def mean_of(runs: Sequence[Mapping[int, Mapping[str, Sequence[float]]]]) -> dict:
+    """One contestant out of several seeds: the mean of each mixture over them."""
+    return {
+        count: {
+            measure: np.mean([run[count][measure] for run in runs], axis=0).tolist()
+            for measure in measures
+        }
+        for count, measures in runs[0].items()
+    }
 
 
 def write(out: Path, question: str, values: Values, title: str, command: str) -> None:

@@ -33,6 +33,7 @@ from opensep_jax.data.lists import ListedMixture, list_mixtures, pad_texts, prom
 from opensep_jax.data.records import PreparedDataset, RecordError
 from opensep_jax.evaluation.scores import figures
 from opensep_jax.evaluation.systems import baseline_stems, load_system
+from opensep_jax.evaluation.tables import known_mean
 from opensep_jax.sharding import batch_sharding, place
 from opensep_jax.text.compose import clause, compose
 from opensep_jax.text.match import match_names
@@ -93,7 +94,7 @@ def sources(args: argparse.Namespace) -> comparison.Values:
         "caption, with a residual": {"query": "caption", "masks": "limit"},
         "ideal ratio mask": {"system": "irm"},
     }
-    return {name: _improvements(lines, wanted) for name, wanted in rows.items()}
+    return {name: comparison.improvements(lines, wanted) for name, wanted in rows.items()}
 
 
 def captioners(args: argparse.Namespace) -> comparison.Values:
@@ -105,7 +106,7 @@ def captioners(args: argparse.Namespace) -> comparison.Values:
         lines = _evaluated(args, name, flags, "discovered.jsonl")
         values[captioner] = {
             count: {
-                "SI-SDRi": [_mean(line["si_sdri"]) for line in own],
+                "SI-SDRi": [known_mean(line["si_sdri"]) for line in own],
                 "penalised SI-SDR": [line["penalised_si_sdr"] for line in own],
                 "name recall": [len(line["matched"]) / len(line["true"]) for line in own],
                 "count error": [abs(len(line["said"]) - len(line["true"])) for line in own],
@@ -172,15 +173,9 @@ def training(args: argparse.Namespace) -> comparison.Values:
             flags = ["--checkpoint", str(folder), "--queries", query or "caption"]
             lines = _evaluated(args, folder.name, flags)
             wanted = {"system": str(folder), "query": query, "masks": "limit"}
-            found.append(_improvements(lines, wanted))
+            found.append(comparison.improvements(lines, wanted))
         if found:
-            values[f"{variant} ({len(found)} seeds)"] = {
-                count: {
-                    measure: np.mean([own[count][measure] for own in found], axis=0).tolist()
-                    for measure in found[0][count]
-                }
-                for count in found[0]
-            }
+            values[f"{variant} ({len(found)} seeds)"] = comparison.mean_of(found)
         if len(found) > 1:  # an interval is of mixtures; how far seeds are apart is told beside it
             values |= {folder.name: own for folder, own in zip(folders, found, strict=True)}
     if not values:
@@ -236,18 +231,6 @@ def _evaluated(
     return [json.loads(line) for line in (args.out / name / file).read_text().splitlines()]
 
 
-def _improvements(lines: Sequence[dict], wanted: dict[str, str]) -> dict:
-    """SI-SDR improvement of each mixture in the rows that are wanted, by number of sources."""
-    found: dict[int, dict[str, list[float]]] = {}
-    for line in lines:
-        before = next(row["si_sdr"] for row in line["scores"] if row["system"] == "mixture")
-        for row in line["scores"]:
-            if wanted.items() <= row.items():
-                gain = _mean(row["si_sdr"]) - _mean(before)
-                found.setdefault(line["sources"], {}).setdefault("SI-SDRi", []).append(gain)
-    return found
-
-
 def _by_prompts(
     args: argparse.Namespace, contestants: dict[str, Callable[[str], str]]
 ) -> comparison.Values:
@@ -299,11 +282,6 @@ def _by_count(lines: Sequence[dict]) -> dict[int, list[dict]]:
     for line in lines:
         found.setdefault(line["sources"], []).append(line)
     return found
-
-
-def _mean(values: Sequence[float | None]) -> float:
-    """Over the sources that have a figure: a silent one has none."""
-    return float(np.nanmean(np.array(values, np.float64)))
 
 
 def _f1(said: Sequence[str], true: Sequence[Sequence[str]]) -> float:

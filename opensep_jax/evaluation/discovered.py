@@ -12,7 +12,7 @@ from opensep_jax.data.records import ClipEntry, PreparedDataset
 from opensep_jax.discovery import Discovery
 from opensep_jax.evaluation.journal import Journal
 from opensep_jax.evaluation.protocol import Protocol
-from opensep_jax.evaluation.tables import Estimate, bootstrap
+from opensep_jax.evaluation.tables import Estimate, bootstrap, known_mean
 from opensep_jax.separation.result import drop_faint
 from opensep_jax.signal.metrics import si_sdr
 from opensep_jax.text.match import match_names
@@ -152,11 +152,6 @@ def _rounded(values: object) -> list[float | None]:
     return [round(float(x), 3) if np.isfinite(x) else None for x in np.asarray(values)]
 
 
-def _mean(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else np.nan
-
-
 def summary(lines: Sequence[dict]) -> dict[str, object]:
     """Scores over mixtures of one number of sources.
 
@@ -170,7 +165,7 @@ def summary(lines: Sequence[dict]) -> dict[str, object]:
     columns: dict[str, list[float]] = {}
     for line in lines:
         said, true, pairs = (len(line[k]) for k in ("said", "true", "matched"))
-        wanted, got = _mean(line["si_sdri_true_queries"]), _mean(line["si_sdri"])
+        wanted, got = known_mean(line["si_sdri_true_queries"]), known_mean(line["si_sdri"])
         values = {
             "precision": pairs / said if said else np.nan,
             "recall": pairs / true,

@@ -145,8 +145,13 @@ def _scored(line: dict, group: str, scored: str) -> list[int]:
 
 def _value(values_S: Sequence[float | None], places: Sequence[int]) -> float:
     """Mean over these sources, as far as there is a figure of them; else NaN."""
-    taken = [values_S[s] for s in places if values_S[s] is not None]
-    return float(np.mean(taken)) if taken else np.nan
+    return known_mean([values_S[s] for s in places])
+
+
+def known_mean(values: Sequence[float | None]) -> float:
+    """Mean of those that are not None, as the figures of silent sources are; NaN without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else np.nan
 
 
 def flat(rows: Sequence[dict]) -> list[dict]:

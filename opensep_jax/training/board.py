@@ -121,7 +121,8 @@ class Board:
         if self._remote is None:
             return
         for file in sorted(self.folder.rglob("*")):
-            state = file.stat().st_size, file.stat().st_mtime_ns
+            stat = file.stat()
+            state = stat.st_size, stat.st_mtime_ns
             if file.is_file() and self._published.get(file) != state:
                 copy = self._remote / file.relative_to(self.folder)
                 copy.parent.mkdir(parents=True, exist_ok=True)
