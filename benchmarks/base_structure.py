@@ -1,11 +1,15 @@
-"""Whether the structure of `base` that is fast on TPUs separates as well as the one before.
+"""Whether the structure of `base` that is fast on TPUs separates as well as others at equal steps.
 
     python -m benchmarks.base_structure --data runs/soundbank --out runs/base_structure
 
-Trains both at a fraction of their widths, alike in all else, on crops of 2 s in float32; the higher
-bins are pooled as in `demo`. Then scores both on the same mixtures. The runs are ordinary ones of
-`train`, one after the other, so the command can be killed and started again. Prints the scores and
-their paired differences, and writes `base_structure.md`, `.json` and `.png`.
+The others are the predecessor's network (`paper`) and, of ours, `base` without its gate
+(`ungated`), that with patches of 2 x 2 at 128 channels on a level more (`patch2`: as many
+parameters, 1.4 times the FLOPs for six prompts), or with twice the blocks besides (`deep`: 1.4
+times the parameters, 2.8 times the FLOPs). Trains all at a fraction of their widths, alike in all
+else, on crops of 2 s in float32; the higher bins are pooled as in `demo`, except for `paper`, which
+knows no pooling. Then scores all on the same mixtures. The runs are ordinary ones of `train`, one
+after the other, so the command can be killed and started again. Prints the scores and their paired
+differences, and writes `base_structure.md`, `.json` and `.png`.
 """
 
 import argparse
@@ -17,32 +21,47 @@ import jax
 import numpy as np
 
 from benchmarks import comparison
-from configs import demo
+from configs import base, demo
 from opensep_jax import cli, evaluate, train
 from opensep_jax.checkpoint.state import load_params
 from opensep_jax.data.records import RecordError
+from opensep_jax.models.paper import PAPER_SIZES
 from opensep_jax.models.unet import SIZES
 
 _POOLED = {"heads": 8, "mlp_ratio": 4, "linear_bins": 128, "pool_bins": 3}
+_SHAPE = (
+    "patch", "widths", "encoder_blocks", "decoder_blocks", "bottom_blocks", "gate_channels",
+)  # fmt: skip
 STRUCTURES = {
-    "before": {
+    "paper": PAPER_SIZES["paper"],
+    "patch2": {
+        "patch": 2,
+        "widths": (128, 256, 512, 512, 1024),
+        "encoder_blocks": (1, 1, 1, 1, 1),
+        "decoder_blocks": (1, 1, 1, 1),
+        "bottom_blocks": 1,
+        "gate_channels": 0,
+    },
+    "deep": {
         "patch": 2,
         "widths": (128, 256, 512, 1024),
         "encoder_blocks": (1, 2, 2, 2),
         "decoder_blocks": (1, 2, 2),
         "bottom_blocks": 2,
+        "gate_channels": 0,
     },
-    "base": {
-        key: SIZES["base"][key]
-        for key in ("patch", "widths", "encoder_blocks", "decoder_blocks", "bottom_blocks")
-    },
+    "ungated": {key: SIZES["base"][key] for key in _SHAPE} | {"gate_channels": 0},
+    "base": {key: SIZES["base"][key] for key in _SHAPE},
 }
 
 
 def narrowed(sizes: dict, by: int) -> dict:
-    """The structure with a fraction of its widths, pooled as `demo`; groups of as many channels."""
+    """The structure with a fraction of its widths; groups of as many channels."""
+    if "downs" in sizes:
+        return sizes | {key: sizes[key] // by for key in ("width", "features", "joint_width")}
     widths = tuple(width // by for width in sizes["widths"])
-    return _POOLED | sizes | {"widths": widths, "groups": 32 // by}
+    narrow = {"widths": widths, "groups": 32 // by, "gate_channels": sizes["gate_channels"] // by}
+    return _POOLED | sizes | narrow
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +87,8 @@ def trained(args: argparse.Namespace, structure: str, seed: int) -> Path:
     config = demo.get_config().unlock()
     config.seed = seed
     config.model.size = structure
+    if structure in PAPER_SIZES:
+        config.stft.n_fft_samples = base.get_config().stft.n_fft_samples
     config.data.folder = str(args.data)
     config.data.crop_s = 2.048
     config.train.update(steps=args.steps, save_every_steps=100, keep_checkpoints=1)
@@ -94,7 +115,9 @@ def scored(args: argparse.Namespace, workdir: Path) -> dict[int, dict[str, list[
 def main() -> int:
     """Trains what is missing, scores all, and prints the table."""
     args = parser().parse_args()
-    SIZES.update({name: narrowed(sizes, args.narrower) for name, sizes in STRUCTURES.items()})
+    for name, sizes in STRUCTURES.items():
+        known = PAPER_SIZES if name in PAPER_SIZES else SIZES
+        known[name] = narrowed(sizes, args.narrower)
     seeds = [int(seed) for seed in args.seeds.split(",")]
     values = {}
     for structure in args.structures.split(","):

@@ -22,6 +22,7 @@ SIZES = {
         "linear_bins": 16,
         "pool_bins": 3,
         "groups": 4,
+        "gate_channels": 8,
     },
     "tiny": {
         "patch": 4,
@@ -34,6 +35,7 @@ SIZES = {
         "linear_bins": 128,
         "pool_bins": 3,
         "groups": 8,
+        "gate_channels": 0,
     },
     "small": {
         "patch": 4,
@@ -46,6 +48,7 @@ SIZES = {
         "linear_bins": 128,
         "pool_bins": 3,
         "groups": 8,
+        "gate_channels": 0,
     },
     "base": {
         "patch": 4,
@@ -58,6 +61,7 @@ SIZES = {
         "linear_bins": 512,
         "pool_bins": 1,
         "groups": 32,
+        "gate_channels": 256,
     },
 }
 
@@ -67,9 +71,11 @@ class UNet(nn.Module):
 
     The encoder sees no text. Text enters at the bottom by cross-attention over its tokens and, in
     the decoder, by FiLM from their mean; decoder levels add a projection of the encoder's skip,
-    which is computed once per mixture. Normalisation is GroupNorm: no statistics across prompts,
-    mixtures or chips. Source: ours, after the predecessor's attention U-Net
-    (microsoft/BiModalAudioSeparation) and diffusion U-Nets.
+    which is computed once per mixture. The head sees the top level and, with `gate_channels`, its
+    product with features of the mixture's own patch: what a prompt asks for meets what is there at
+    the resolution of the spectrogram, as mask and pixel embeddings do in MaskFormer. Normalisation
+    is GroupNorm: no statistics across prompts, mixtures or chips. Source: ours, after the
+    predecessor's attention U-Net (microsoft/BiModalAudioSeparation) and diffusion U-Nets.
 
     Attributes:
         patch: side of the square of (pooled) bins x frames that one position of level 0 covers.
@@ -82,6 +88,7 @@ class UNet(nn.Module):
         linear_bins: lowest bins that keep their resolution; the others are averaged.
         pool_bins: how many of the higher bins are averaged into one (1: none).
         groups: groups of GroupNorm.
+        gate_channels: products of prompt and mixture in each patch that the head sees (0: none).
         remat: recompute the blocks' activations in the backward pass (saves memory).
         dtype: compute type; parameters, normalisation and softmax are float32.
     """
@@ -96,6 +103,7 @@ class UNet(nn.Module):
     linear_bins: int
     pool_bins: int
     groups: int
+    gate_channels: int
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -124,8 +132,8 @@ class UNet(nn.Module):
         x = pool_frequency(level_BFN, self.linear_bins, self.pool_bins)
         pooled = x.shape[-2]
         x = _pad_to_multiple(_pad_to_multiple(x, -1, stride), -2, stride)
-        x = patchify(x, self.patch).astype(self.dtype)  # [B, F/p, N/p, p*p]
-        x = nn.Dense(self.widths[0], dtype=self.dtype, name="stem")(x)
+        patches = patchify(x, self.patch).astype(self.dtype)  # [B, F/p, N/p, p*p]
+        x = nn.Dense(self.widths[0], dtype=self.dtype, name="stem")(patches)
         x = x + self._frequency_position("position", x)
 
         skips = []
@@ -158,10 +166,20 @@ class UNet(nn.Module):
                 x = res_block(**block, name=f"decoder{i}_{j}")(x, mean_PC)
 
         x = nn.silu(nn.GroupNorm(self.groups, dtype=self.dtype, name="head_norm")(x))
+        if self.gate_channels:
+            of_mixture = jnp.concatenate([skips[0], patches], axis=-1)
+            x = jnp.concatenate([x, self._gated(x, of_mixture)], axis=-1)
         x = nn.Dense(self.patch**2, dtype=jnp.float32, name="head")(x)
         logits = unpatchify(x, self.patch)[:, :pooled, :frames]  # [B*P, F', N]
         logits = unpool_frequency(logits, bins, self.linear_bins, self.pool_bins)
         return logits.reshape(-1, prompts, bins, frames), {"bottom": bottom}
+
+    def _gated(self, x: jax.Array, of_mixture: jax.Array) -> jax.Array:
+        """Maps of `x` [B*P, R, N, C] times those of `of_mixture` [B, R, N, C'], by prompt."""
+        asked = nn.Dense(self.gate_channels, dtype=self.dtype, name="gate_prompt")(x)
+        there = nn.Dense(self.gate_channels, dtype=self.dtype, name="gate_mixture")(of_mixture)
+        of_prompts = asked.reshape(len(there), -1, *there.shape[1:])
+        return (of_prompts * there[:, None]).reshape(asked.shape)
 
     def _frequency_position(self, name: str, x: jax.Array) -> jax.Array:
         """Learned embedding of the frequency row, broadcast over time."""
