@@ -22,7 +22,7 @@ SIZES = {
         "linear_bins": 16,
         "pool_bins": 3,
         "groups": 4,
-        "gate_channels": 8,
+        "gate_channels": 0,
     },
     "tiny": {
         "patch": 4,

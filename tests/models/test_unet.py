@@ -13,11 +13,12 @@ from opensep_jax.separator import network_level
 
 WIDTH = 16  # of a token state
 BINS = 65
+GATED = {"gate_channels": 8}  # as in `base`, so that all of the network is seen
 
 
 @functools.cache
 def _net(size: str = "debug", **options) -> UNet:
-    return UNet(**SIZES[size], **options)
+    return UNet(**(SIZES[size] | (GATED if size == "debug" else {}) | options))
 
 
 @functools.cache
@@ -151,10 +152,8 @@ def test_what_a_prompt_asks_for_is_multiplied_with_what_is_there():
     logits = np.asarray(_jitted()(closed, level, text, mask))
     assert np.abs(gated - logits).mean() > 0.05 * np.abs(gated).mean()
     plain = {name: leaf for name, leaf in params.items() if not name.startswith("gate_")}
-    plain["head"] = params["head"] | {
-        "kernel": params["head"]["kernel"][: -SIZES["debug"]["gate_channels"]]
-    }
-    apply = UNet(**SIZES["debug"] | {"gate_channels": 0}).apply
+    plain["head"] = params["head"] | {"kernel": params["head"]["kernel"][: -GATED["gate_channels"]]}
+    apply = UNet(**SIZES["debug"]).apply
     without = jax.jit(lambda p, *inputs: apply({"params": p}, *inputs)[0])(plain, level, text, mask)
     np.testing.assert_allclose(without, logits, atol=1e-5 * np.abs(logits).max())
 
