@@ -2,14 +2,13 @@
 
     python -m benchmarks.base_structure --data runs/soundbank --out runs/base_structure
 
-The others are the predecessor's network (`paper`) and, of ours, `base` without its gate
-(`ungated`), that with patches of 2 x 2 at 128 channels on a level more (`patch2`: as many
-parameters, 1.4 times the FLOPs for six prompts), or with twice the blocks besides (`deep`: 1.4
-times the parameters, 2.8 times the FLOPs). Trains all at a fraction of their widths, alike in all
-else, on crops of 2 s in float32; the higher bins are pooled as in `demo`, except for `paper`, which
-knows no pooling. Then scores all on the same mixtures. The runs are ordinary ones of `train`, one
-after the other, so the command can be killed and started again. Prints the scores and their paired
-differences, and writes `base_structure.md`, `.json` and `.png`.
+The others are `base` without its gate (`ungated`), that with patches of 2 x 2 at 128 channels on a
+level more (`patch2`), with such patches and up to two blocks on its levels (`deep`), and the
+predecessor's network (`paper`). Says what each has and takes at its full widths; then trains all at
+a fraction of them, alike in all else, on crops of 2 s in float32; the higher bins are pooled as in
+`demo`, except for `paper`, which knows no pooling. Scores all on the same mixtures. The runs are
+ordinary ones of `train`, one after the other, so the command can be killed and started again.
+Prints the scores and their paired differences, and writes `base_structure.md`, `.json` and `.png`.
 """
 
 import argparse
@@ -25,24 +24,22 @@ from configs import base, demo
 from opensep_jax import cli, evaluate, train
 from opensep_jax.checkpoint.state import load_params
 from opensep_jax.data.records import RecordError
-from opensep_jax.models.paper import PAPER_SIZES
-from opensep_jax.models.unet import SIZES
+from opensep_jax.models.paper import PAPER_SIZES, PaperUNet
+from opensep_jax.models.unet import SIZES, UNet
 
-_POOLED = {"heads": 8, "mlp_ratio": 4, "linear_bins": 128, "pool_bins": 3}
-_SHAPE = (
-    "patch", "widths", "encoder_blocks", "decoder_blocks", "bottom_blocks", "gate_channels",
-)  # fmt: skip
 STRUCTURES = {
-    "paper": PAPER_SIZES["paper"],
-    "patch2": {
+    "base": SIZES["base"],
+    "ungated": SIZES["base"] | {"gate_channels": 0},
+    "patch2": SIZES["base"]
+    | {
         "patch": 2,
         "widths": (128, 256, 512, 512, 1024),
         "encoder_blocks": (1, 1, 1, 1, 1),
         "decoder_blocks": (1, 1, 1, 1),
-        "bottom_blocks": 1,
         "gate_channels": 0,
     },
-    "deep": {
+    "deep": SIZES["base"]
+    | {
         "patch": 2,
         "widths": (128, 256, 512, 1024),
         "encoder_blocks": (1, 2, 2, 2),
@@ -50,8 +47,7 @@ STRUCTURES = {
         "bottom_blocks": 2,
         "gate_channels": 0,
     },
-    "ungated": {key: SIZES["base"][key] for key in _SHAPE} | {"gate_channels": 0},
-    "base": {key: SIZES["base"][key] for key in _SHAPE},
+    "paper": PAPER_SIZES["paper"],
 }
 
 
@@ -59,9 +55,25 @@ def narrowed(sizes: dict, by: int) -> dict:
     """The structure with a fraction of its widths; groups of as many channels."""
     if "downs" in sizes:
         return sizes | {key: sizes[key] // by for key in ("width", "features", "joint_width")}
+    narrow = {key: sizes[key] // by for key in ("groups", "gate_channels")}
     widths = tuple(width // by for width in sizes["widths"])
-    narrow = {"widths": widths, "groups": 32 // by, "gate_channels": sizes["gate_channels"] // by}
-    return _POOLED | sizes | narrow
+    return sizes | narrow | {"widths": widths, "linear_bins": 128, "pool_bins": 3}
+
+
+def full_width(sizes: dict, prompts: int = 6) -> str:
+    """Parameters, and FLOPs of the masks of one mixture of 512 bins x 256 frames (XLA's count)."""
+    net = PaperUNet(**sizes) if "downs" in sizes else UNet(**sizes)
+    inputs = (
+        jax.ShapeDtypeStruct((1, 512, 256), "float32"),
+        jax.ShapeDtypeStruct((1, prompts, 16, 768), "float32"),
+        jax.ShapeDtypeStruct((1, prompts, 16), bool),
+    )
+    params = jax.eval_shape(net.init, jax.random.key(0), *inputs)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+    if "downs" in sizes:  # its prompts are a loop, of which the compiler counts one turn
+        return f"{size:.1f} M parameters"
+    flops = jax.jit(net.apply).lower(params, *inputs).cost_analysis()["flops"]
+    return f"{size:.1f} M parameters, {flops / 1e9:.0f} GFLOP for {prompts} prompts"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,6 +133,7 @@ def main() -> int:
     seeds = [int(seed) for seed in args.seeds.split(",")]
     values = {}
     for structure in args.structures.split(","):
+        print(f"{structure} at full width: {full_width(STRUCTURES[structure])}", flush=True)
         workdirs = [trained(args, structure, seed) for seed in seeds]
         runs = [scored(args, workdir) for workdir in workdirs]
         values[structure] = comparison.mean_of(runs)
